@@ -1,0 +1,345 @@
+"""The four optimizers, each a chain of a few pieces that reads like its paper."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optax_ext.checks import check_number, check_rate, is_concrete
+from optax_ext.debias import cross_moment, standard
+from optax_ext.moments import accelerated_ratio, adam_ratio, scale_by_moments
+from optax_ext.paths import map_with_paths
+from optax_ext.schedules import adam_gain, adamnx_gain, constant_gain, log_step_size
+from optax_ext.storage import cast_updates
+from optax_ext.structure import Multiplicative, Structure, scale_by_structure, weight_axes
+from optax_ext.vectors import Axes, per_vector, project_out_params, renormalize_params, resolve_axes
+
+Mask = Any | Callable[[optax.Params], Any] | None
+
+
+def exadam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    *,
+    nu_dtype: Any = None,
+    log_step: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+  """EXAdam: cross-moment debiasing, gradient acceleration, a logarithmic step size.
+
+      m ← β₁·m + (1−β₁)·g          v ← β₂·v + (1−β₂)·g²          cᵢ = 1 − βᵢᵗ
+      d₁ = 1 + β₂ᵗ·v/(v+ε)         d₂ = 1 + β₁ᵗ·m²/(m²+ε)
+      m̃ = m/c₁·d₁                  ṽ = v/c₂·d₂                   g̃ = g/c₁·d₁
+      θ ← θ − α·½·ln(2(t+1))·(m̃ + g̃)/(√(ṽ + ε̄) + ε) − α·λ·θ
+
+  At Adam's learning rate its steps are 7 to 12 times Adam's (2 to 16 times without the logarithm), so tune it: start at a
+  tenth of Adam's. Its steps depend on the gradient's scale where |g| is not large against √ε.
+
+  Args:
+    learning_rate: α, a number or a schedule of the count.
+    b1: Decay rate β₁ of the mean, in [0, 1).
+    b2: Decay rate β₂ of the square, in [0, 1).
+    eps: ε ≥ 0, in the denominator and in d₁ and d₂.
+    eps_root: ε̄ ≥ 0, inside the root; needed to differentiate through an update.
+    mu_dtype: Stores m; by default the parameters' dtype.
+    weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by the logarithm.
+    mask: What the decay applies to, as in `optax.adamw`.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
+
+  Returns:
+    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+
+  Raises:
+    TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
+      numbers (at init); `params` is missing (at update, where there is weight decay).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> tx, params = exadam(1e-2), jnp.array([1.0, 2.0, 3.0])
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...   updates, state = tx.update(2 * params, state, params)  # the gradient of x²
+    ...   params = optax.apply_updates(params, updates)
+    ...   print(f"{sum(params**2):.3f}")
+    12.710
+    11.808
+    11.050
+
+  References:
+    Adly, `EXAdam: The Power of Adaptive Cross-Moments <https://arxiv.org/abs/2412.20302v1>`_, 2024, Algorithm 1
+  """
+  check_rate("learning_rate", learning_rate)
+  return cast_updates(
+      optax.chain(
+          scale_by_moments(
+              constant_gain(b1),
+              constant_gain(b2),
+              debias=cross_moment(b1, b2, eps),
+              ratio=accelerated_ratio(eps, eps_root),
+              mu_dtype=mu_dtype,
+              nu_dtype=nu_dtype,
+          ),
+          optax.scale_by_schedule(log_step_size()) if log_step else optax.identity(),
+          _decay(weight_decay, mask),
+          optax.scale_by_learning_rate(learning_rate),
+      )
+  )
+
+
+def adamnx(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.99,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 0.01,
+    mask: Mask = None,
+    *,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  """AdamNX: a second-moment decay rate that tends to 1, so that Adam turns into SGD with momentum.
+
+      β₁,ₜ = (β₁ − β₁ᵗ)/(1 − β₁ᵗ)      β₂,ₜ = (1 − β₂^{k(t−1)})/(1 − β₂^{kt}),   k = 1 − β₂
+      m ← β₁,ₜ·m + (1−β₁,ₜ)·g          v ← β₂,ₜ·v + (1−β₂,ₜ)·g²
+      θ ← θ − α·m/(√(v + ε̄) + ε) − α·λ·θ
+
+  With β₂ = 0.99 the second moment has a time constant of 9,950 steps, and is in effect frozen after 50,000.
+
+  Args:
+    learning_rate: α, a number or a schedule of the count.
+    b1: β₁, in [0, 1).
+    b2: β₂, in (0, 1).
+    eps: ε ≥ 0, outside the root.
+    eps_root: ε̄ ≥ 0, inside the root; needed to differentiate through an update.
+    mu_dtype: Stores m; by default the parameters' dtype.
+    weight_decay: λ ≥ 0, a number or a schedule; decoupled.
+    mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+
+  Returns:
+    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+
+  Raises:
+    TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
+      numbers (at init); `params` is missing (at update, where there is weight decay).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> tx, params = adamnx(1e-1), jnp.array([1.0, 2.0, 3.0])
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...   updates, state = tx.update(2 * params, state, params)  # the gradient of x²
+    ...   params = optax.apply_updates(params, updates)
+    ...   print(f"{sum(params**2):.3f}")
+    12.803
+    11.672
+    10.607
+
+  References:
+    Zhu et al., `AdamNX: An Adam improvement algorithm based on a novel exponential decay mechanism for the second-order
+    moment estimate <https://arxiv.org/abs/2511.13465>`_, 2025, Algorithm 1
+  """
+  check_rate("learning_rate", learning_rate)
+  return cast_updates(
+      optax.chain(
+          scale_by_moments(
+              adam_gain(b1), adamnx_gain(b2), ratio=adam_ratio(eps, eps_root), mu_dtype=mu_dtype, nu_dtype=nu_dtype
+          ),
+          _decay(weight_decay, mask),
+          optax.scale_by_learning_rate(learning_rate),
+      )
+  )
+
+
+def caadam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    mask: Mask = None,
+    *,
+    rule: Any = Multiplicative(),  # noqa: B008 (frozen)
+    structure: Structure | None = None,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  """CaAdam: Adam with a step size for each layer, set by its connections or its depth.
+
+      m ← β₁·m + (1−β₁)·g          v ← β₂·v + (1−β₂)·g²
+      m̂ = m/(1 − β₁ᵗ)              v̂ = v/(1 − β₂ᵗ)
+      θ ← θ − α·S·m̂/(√(v̂ + ε̄) + ε) − α·λ·θ
+
+  S comes from the rule: `Additive`, `Multiplicative`, `ByDepth` (γ = 0.95, 5 and 1 by default). Look at it before training,
+  with `print(structure_from_params(params).table(rule))`.
+
+  Args:
+    learning_rate: α, a number or a schedule of the count.
+    b1: Decay rate β₁ of the mean, in [0, 1).
+    b2: Decay rate β₂ of the square, in [0, 1).
+    eps: ε ≥ 0, outside the root.
+    eps_root: ε̄ ≥ 0, inside the root; needed to differentiate through an update.
+    mu_dtype: Stores m; by default the parameters' dtype.
+    weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by S.
+    mask: What the decay applies to, as in `optax.adamw`.
+    rule: Makes S of the structure, or is S: a tree of numbers like the parameters.
+    structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+
+  Returns:
+    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+
+  Raises:
+    TypeError, ValueError: an argument is not a number, or outside its range; `rule` is none; a parameter is not of
+      floating or complex numbers (at init); the scales do not match the parameters, or `params` is missing where there
+      is weight decay (at update).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import ByDepth
+    >>> params = {"Dense_0": {"kernel": jnp.ones((2, 2))}, "Dense_1": {"kernel": jnp.ones((2, 1))}}
+    >>> tx = caadam(0.1, rule=ByDepth())
+    >>> updates, _ = tx.update(params, tx.init(params), params)
+    >>> print(updates["Dense_0"]["kernel"][0], updates["Dense_1"]["kernel"][0])
+    [-0.14142136 -0.14142136] [-0.1]
+
+  References:
+    Genet and Inzirillo, `CaAdam: Improving Adam optimizer using connection aware methods
+    <https://arxiv.org/abs/2410.24216>`_, 2024, Equations 15 to 22
+  """
+  check_rate("learning_rate", learning_rate)
+  return cast_updates(
+      optax.chain(
+          scale_by_moments(
+              constant_gain(b1),
+              constant_gain(b2),
+              debias=standard(b1, b2),
+              ratio=adam_ratio(eps, eps_root),
+              mu_dtype=mu_dtype,
+              nu_dtype=nu_dtype,
+          ),
+          scale_by_structure(rule, structure),
+          _decay(weight_decay, mask),
+          optax.scale_by_learning_rate(learning_rate),
+      )
+  )
+
+
+def nd_adam(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: jax.typing.ArrayLike = 0.9,
+    b2: jax.typing.ArrayLike = 0.999,
+    eps: jax.typing.ArrayLike = 1e-8,
+    eps_root: jax.typing.ArrayLike = 0.0,
+    mu_dtype: Any = None,
+    *,
+    vector_learning_rate: optax.ScalarOrSchedule | None = None,
+    axes: Axes = None,
+    structure: Structure | None = None,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+  """ND-Adam: weight vectors of unit length, moved along the sphere, with one second moment each.
+
+      g ← ḡ − (ḡ·w)/(w·w) w        m ← β₁·m + (1−β₁)·g          v ← β₂·v + (1−β₂)·‖g‖²
+      m̂ = m/(1 − β₁ᵗ)              v̂ = v/(1 − β₂ᵗ)
+      w̄ = w − α_v·m̂/(√(v̂ + ε̄) + ε)                             w ← w̄/‖w̄‖
+
+  Leaves that hold no vectors (biases, norms) take Adam's step with α. Start from `normalize_vectors(params, axes)`, as the
+  algorithm does. Nothing may follow in a chain: it would break the unit length.
+
+  The method rests on a condition: that each unit is followed by a normaliser of its own (batch norm), so that the length
+  of its vector has no effect. Give the kernels where that does not hold (output, embedding, attention) the axes `None`.
+
+  Args:
+    learning_rate: α of the scalars, a number or a schedule of the count.
+    b1: Decay rate β₁ of the mean, in [0, 1).
+    b2: Decay rate β₂ of the square, in [0, 1).
+    eps: ε ≥ 0, outside the root.
+    eps_root: ε̄ ≥ 0, inside the root.
+    mu_dtype: Stores m; by default the parameters' dtype.
+    vector_learning_rate: α_v of the vectors, a number or a schedule; by default 50·α, a schedule included.
+    axes: The axes that each vector runs along: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree
+      of such values like the parameters, or one tuple for all. By default taken from `structure`.
+    structure: Facts about the network, whose contracting axes are used; by default those of `structure_from_params`.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+
+  Returns:
+    A `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
+
+  Raises:
+    TypeError, ValueError: an argument is not a number, or outside its range; axes are not tuples of ints, or name an axis
+      that a leaf does not have; both `axes` and `structure` are given; a parameter is not of floating or complex numbers
+      (at init); `params` is missing (at update).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import normalize_vectors
+    >>> params = normalize_vectors({"kernel": jnp.array([[3.0, 1.0], [4.0, 1.0]])}, (0,))
+    >>> tx = nd_adam(1e-3)
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...   updates, state = tx.update({"kernel": jnp.ones((2, 2))}, state, params)
+    ...   params = optax.apply_updates(params, updates)
+    ...   w = params["kernel"][:, 0]
+    ...   print(f"{w[0]:.3f} {w[1]:.3f}, length {jnp.linalg.norm(w):.3f}")
+    0.559 0.829, length 1.000
+    0.517 0.856, length 1.000
+    0.474 0.880, length 1.000
+
+  References:
+    Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
+    <https://arxiv.org/abs/1709.04546>`_
+  """
+  check_rate("learning_rate", learning_rate)
+  if vector_learning_rate is None:
+    vector_learning_rate = _times(50, learning_rate)
+  check_rate("vector_learning_rate", vector_learning_rate)
+  if axes is not None and structure is not None:
+    raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
+  if axes is None:
+    axes = structure or (lambda path, leaf: weight_axes(path, leaf.shape))
+  axes_of = resolve_axes(axes)
+
+  def of_kind(vector: bool) -> Callable[[Any], Any]:
+    def is_kind(path: str, leaf: Any) -> bool | None:
+      return None if leaf is None else (axes_of(path, leaf) is not None) == vector
+
+    return lambda tree: map_with_paths(is_kind, tree)
+
+  return cast_updates(
+      optax.chain(
+          project_out_params(axes),
+          scale_by_moments(
+              constant_gain(b1),
+              constant_gain(b2),
+              debias=standard(b1, b2),
+              ratio=adam_ratio(eps, eps_root),
+              square=per_vector(axes),
+              mu_dtype=mu_dtype,
+              nu_dtype=nu_dtype,
+          ),
+          optax.masked(optax.scale_by_learning_rate(vector_learning_rate), of_kind(vector=True)),
+          optax.masked(optax.scale_by_learning_rate(learning_rate), of_kind(vector=False)),
+          renormalize_params(axes),
+      )
+  )
+
+
+def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTransformation:
+  """Decoupled weight decay. Without any (0 and no mask) the state is the same, and no parameters are needed."""
+  check_rate("weight_decay", weight_decay)
+  none = mask is None and is_concrete(weight_decay) and weight_decay == 0
+  return optax.identity() if none else optax.add_decayed_weights(weight_decay, mask)
+
+
+def _times(factor: float, rate: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:
+  return (lambda count: factor * rate(count)) if callable(rate) else factor * rate

@@ -1,0 +1,49 @@
+"""Checks of numeric arguments, made once when an optimizer is built.
+
+Only Python and NumPy scalars are looked at. A `jax.Array`, concrete or traced, passes: its value belongs to the program
+(`optax.inject_hyperparams` turns every number into one).
+"""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def is_concrete(value: Any) -> bool:
+  """Whether `value` is a Python or NumPy number whose value may be read while building."""
+  if isinstance(value, np.ndarray):
+    return value.ndim == 0 and np.issubdtype(value.dtype, np.floating | np.integer)
+  return isinstance(value, numbers.Real | np.floating | np.integer) and not isinstance(value, bool | np.bool_)
+
+
+def check_number(name: str, value: Any, interval: str = "[0, inf)") -> None:
+  """Raises unless `value` is a jax array or a number inside `interval`, such as `"[0, 1)"`.
+
+  Raises:
+    TypeError: `value` is not a number.
+    ValueError: it is one, but NaN or outside the interval.
+  """
+  if isinstance(value, jax.Array):
+    return
+  if not is_concrete(value):
+    raise TypeError(f"{name} must be a number in {interval}, but was {value!r} of type {type(value).__name__}.")
+  low, high = (float(bound) for bound in interval[1:-1].split(","))
+  above = low < value or (interval[0] == "[" and low == value)
+  below = value < high or (interval[-1] == "]" and high == value)
+  if math.isnan(value) or not (above and below):
+    raise ValueError(f"{name} must be a number in {interval}, but was {value!r}.")
+
+
+def check_rate(name: str, value: Any) -> None:
+  """Raises unless `value` is a schedule (a callable of the count) or a number that is not negative."""
+  if not callable(value):
+    try:
+      check_number(name, value)
+    except TypeError:
+      raise TypeError(
+          f"{name} must be a number in [0, inf) or a schedule (a callable of the step count), but was {value!r} of "
+          f"type {type(value).__name__}."
+      ) from None

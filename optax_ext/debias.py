@@ -1,0 +1,163 @@
+"""Debiasing: what is done to the moments of a step before they form the update.
+
+A **debias rule** takes the step t ≥ 1, computes its scalars once, and returns a function that maps the `Moments` of every
+leaf. It plugs into `scale_by_moments`, where a moving average that starts at 0 needs it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optax_ext.checks import check_number
+from optax_ext.schedules import decay_power, one_minus_decay_power
+
+
+class Moments(NamedTuple):
+  """The moments of one leaf. `square` is real and broadcasts against `mean`: it may hold one number per vector."""
+
+  grad: jax.Array
+  mean: jax.Array
+  square: jax.Array
+
+
+Debias = Callable[[Any], Callable[[Moments], Moments]]
+
+
+def standard(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
+  """Adam's bias correction.
+
+      ĝ = g/c₁     m̂ = m/c₁     v̂ = v/c₂,     cᵢ = 1 − βᵢᵗ
+
+  Args:
+    b1: Decay rate of the mean, in [0, 1).
+    b2: Decay rate of the square, in [0, 1).
+
+  Returns:
+    A debias rule for averages with `constant_gain(b1)` and `constant_gain(b2)`.
+
+  Raises:
+    TypeError, ValueError: a decay rate is not a number in [0, 1).
+
+  Example:
+    >>> g = jnp.array([2.0])
+    >>> print(standard(0.9, 0.999)(1)(Moments(grad=g, mean=0.1 * g, square=0.001 * g**2)).mean.round(4))
+    [2.]
+
+  References:
+    Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, Algorithm 1
+  """
+  check_number("b1", b1, "[0, 1)")
+  check_number("b2", b2, "[0, 1)")
+
+  def rule(t: Any) -> Callable[[Moments], Moments]:
+    c1, c2 = one_minus_decay_power(b1, t), one_minus_decay_power(b2, t)
+
+    def debias(moments: Moments) -> Moments:
+      g, m, v = moments
+      c1_, c2_ = c1.astype(v.dtype), c2.astype(v.dtype)
+      return Moments(g / c1_, m / c1_, v / c2_)
+
+    return debias
+
+  return rule
+
+
+def cross_moment(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike = 1e-8) -> Debias:
+  """EXAdam's debiasing, in which each moment corrects the other.
+
+      d₁ = 1 + β₂ᵗ·v/(v+ε)     d₂ = 1 + β₁ᵗ·m²/(m²+ε)
+      g̃ = g/c₁·d₁     m̃ = m/c₁·d₁     ṽ = v/c₂·d₂,     cᵢ = 1 − βᵢᵗ
+
+  Both d₁ and d₂ lie in [1, 2] and tend to 1, so that the rule tends to `standard`. Both fractions are 0 at 0.
+
+  Args:
+    b1: Decay rate of the mean, in [0, 1).
+    b2: Decay rate of the square, in [0, 1).
+    eps: ε, not negative.
+
+  Returns:
+    A debias rule for averages with `constant_gain(b1)` and `constant_gain(b2)`, or others.
+
+  Raises:
+    TypeError, ValueError: a decay rate is not a number in [0, 1), or `eps` is negative.
+
+  Example:
+    >>> g = jnp.array([2.0])
+    >>> mean = cross_moment(0.9, 0.999)(1)(Moments(grad=g, mean=0.1 * g, square=0.001 * g**2)).mean
+    >>> print(mean.round(4))  # 1.999 times Adam's
+    [3.998]
+
+  References:
+    Adly, `EXAdam: The Power of Adaptive Cross-Moments <https://arxiv.org/abs/2412.20302>`_, 2024, Equation 1
+  """
+  check_number("b1", b1, "[0, 1)")
+  check_number("b2", b2, "[0, 1)")
+  check_number("eps", eps)
+  correct = standard(b1, b2)
+
+  def rule(t: Any) -> Callable[[Moments], Moments]:
+    corrected, p1, p2 = correct(t), decay_power(b1, t), decay_power(b2, t)
+
+    def debias(moments: Moments) -> Moments:
+      g, m, v = corrected(moments)
+      d1 = 1 + p2.astype(v.dtype) * _fraction(moments.square, eps)
+      d2 = 1 + p1.astype(v.dtype) * _fraction(abs_sq(moments.mean), eps)
+      return Moments(g * d1, m * d1, v * d2)
+
+    return debias
+
+  return rule
+
+
+def nesterov(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
+  """Nadam's moments, whose sum mean + grad is Nesterov's numerator; use it with `accelerated_ratio`.
+
+      ĝ = (1−β₁)·g/(1−β₁ᵗ)     m̂ = β₁·m/(1−β₁ᵗ⁺¹)     v̂ = v/(1−β₂ᵗ)
+
+  Args:
+    b1: Decay rate of the mean, in [0, 1).
+    b2: Decay rate of the square, in [0, 1).
+
+  Returns:
+    A debias rule for averages with `constant_gain(b1)` and `constant_gain(b2)`.
+
+  Raises:
+    TypeError, ValueError: a decay rate is not a number in [0, 1).
+
+  Example:
+    >>> g = jnp.array([2.0])
+    >>> moments = nesterov(0.9, 0.999)(1)(Moments(grad=g, mean=0.1 * g, square=0.001 * g**2))
+    >>> print(f"{(moments.mean + moments.grad)[0]:.4f}")
+    2.9474
+
+  References:
+    Dozat, `Incorporating Nesterov Momentum into Adam <https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016, as
+    `optax.nadam` computes it
+  """
+  correct = standard(b1, b2)
+
+  def rule(t: Any) -> Callable[[Moments], Moments]:
+    corrected = correct(t)
+    grad_weight = jnp.asarray(1 - b1, jnp.result_type(float))
+    mean_weight = b1 * one_minus_decay_power(b1, t) / one_minus_decay_power(b1, jnp.asarray(t, jnp.result_type(float)) + 1)
+
+    def debias(moments: Moments) -> Moments:
+      g, m, v = corrected(moments)
+      return Moments(g * grad_weight.astype(v.dtype), m * mean_weight.astype(v.dtype), v)
+
+    return debias
+
+  return rule
+
+
+def abs_sq(x: jax.Array) -> jax.Array:
+  """|x|², real for complex x."""
+  return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
+
+
+def _fraction(x: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+  """x/(x+ε) for x ≥ 0, written so that it is 0 at x = 0 and 1 at x = ∞, whatever ε ≥ 0."""
+  eps = jnp.maximum(jnp.asarray(eps, x.dtype), jnp.finfo(x.dtype).tiny)
+  return 1 - eps / (x + eps)

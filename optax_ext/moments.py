@@ -1,0 +1,192 @@
+"""The one owner of the moments m and v."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from optax_ext.checks import check_number
+from optax_ext.debias import Debias, Moments, abs_sq
+from optax_ext.paths import map_with_paths
+from optax_ext.schedules import Gain
+from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype
+
+Ratio = Callable[[Moments], jax.Array]
+Square = Callable[[str, jax.Array], jax.Array]
+
+
+def adam_ratio(eps: jax.typing.ArrayLike = 1e-8, eps_root: jax.typing.ArrayLike = 0.0) -> Ratio:
+  """Adam's direction, m/(√(v + ε̄) + ε).
+
+  Args:
+    eps: ε ≥ 0, outside the root.
+    eps_root: ε̄ ≥ 0, inside the root; needed to differentiate through an update.
+
+  Returns:
+    A function of the debiased `Moments` of a leaf, for `scale_by_moments`.
+
+  Raises:
+    TypeError, ValueError: an ε is not a number, or negative.
+
+  Example:
+    >>> print(adam_ratio()(Moments(grad=jnp.array([3.0]), mean=jnp.array([2.0]), square=jnp.array([4.0]))))
+    [1.]
+
+  References:
+    Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, Algorithm 1
+  """
+  return _over_root(lambda moments: moments.mean, eps, eps_root)
+
+
+def accelerated_ratio(eps: jax.typing.ArrayLike = 1e-8, eps_root: jax.typing.ArrayLike = 0.0) -> Ratio:
+  """EXAdam's direction, (m + g)/(√(v + ε̄) + ε): the newest gradient counts once more.
+
+  With the moments that `cross_moment` makes this is EXAdam's m̃ + g̃, with those of `nesterov` Nadam's numerator.
+
+  Args:
+    eps: ε ≥ 0, outside the root.
+    eps_root: ε̄ ≥ 0, inside the root.
+
+  Returns:
+    A function of the debiased `Moments` of a leaf, for `scale_by_moments`.
+
+  Raises:
+    TypeError, ValueError: an ε is not a number, or negative.
+
+  Example:
+    >>> print(accelerated_ratio()(Moments(grad=jnp.array([3.0]), mean=jnp.array([2.0]), square=jnp.array([4.0]))))
+    [2.5]
+
+  References:
+    Adly, `EXAdam: The Power of Adaptive Cross-Moments <https://arxiv.org/abs/2412.20302>`_, 2024, Section 2.2
+  """
+  return _over_root(lambda moments: moments.mean + moments.grad, eps, eps_root)
+
+
+def elementwise(path: str, grad: jax.Array) -> jax.Array:
+  """|g|² of every element: Adam's second moment."""
+  del path
+  return abs_sq(grad)
+
+
+def scale_by_moments(
+    mean_gain: Gain,
+    square_gain: Gain,
+    *,
+    debias: Debias | None = None,
+    ratio: Ratio | None = None,
+    square: Square = elementwise,
+    mu_dtype: Any = None,
+    nu_dtype: Any = None,
+) -> optax.GradientTransformation:
+  """Replaces the gradient by a ratio of its moments, which are moving averages with time-varying gains.
+
+      t ← count + 1
+      m ← m + w₁(t)·(g − m)                 mean_gain
+      v ← v + w₂(t)·(square(path, g) − v)   square_gain
+      update = ratio(debias(t)(Moments(g, m, v)))
+
+  Args:
+    mean_gain: w₁, from the int32 step t ≥ 1 to a scalar; see `constant_gain`, `adam_gain`.
+    square_gain: w₂, likewise; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
+    debias: Corrects the moments for their start at 0: `standard`, `cross_moment`, `nesterov`; `None` leaves them as they
+      are, which is right for gains with w(1) = 1.
+    ratio: Makes the update of the moments; `adam_ratio()` by default.
+    square: From a leaf's path and gradient to what v averages: a real array that broadcasts against the gradient and is
+      0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
+    mu_dtype: Stores m; by default the parameter's dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
+
+  Returns:
+    A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`; count is int32, starts at 0 and stays at its
+    largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
+
+  Raises:
+    TypeError: at init, for a parameter that is not an array of floating or complex numbers; its path is named.
+
+  Example:
+    Adam with AdamNX's second-moment decay:
+
+    >>> import optax
+    >>> from optax_ext import adam_gain, adamnx_gain
+    >>> tx = optax.chain(scale_by_moments(adam_gain(0.9), adamnx_gain(0.99)), optax.scale_by_learning_rate(0.1))
+    >>> params = jnp.array([1.0, -2.0])
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...   updates, state = tx.update(2 * params, state, params)  # the gradient of x²
+    ...   params = optax.apply_updates(params, updates)
+    ...   print(f"{params[0]:.3f} {params[1]:.3f}")
+    0.900 -1.900
+    0.800 -1.800
+    0.702 -1.701
+
+  References:
+    Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014
+  """
+  ratio = adam_ratio() if ratio is None else ratio
+
+  def init(params: optax.Params) -> optax.ScaleByAdamState:
+    def zero_mean(path: str, leaf: Any) -> jax.Array | None:
+      if leaf is None:
+        return None
+      check_trainable(path, leaf)
+      return jnp.zeros_like(leaf, dtype=mean_dtype(leaf, mu_dtype))
+
+    def zero_square(path: str, leaf: Any) -> jax.Array | None:
+      if leaf is None:
+        return None
+      return square(path, jnp.zeros_like(leaf, dtype=arithmetic_dtype(leaf))).astype(square_dtype(leaf, nu_dtype))
+
+    mu = map_with_paths(zero_mean, params)
+    nu = map_with_paths(zero_square, params)
+    return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
+
+  def update(
+      updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+    del params
+    t = optax.safe_increment(state.count)
+    mean_weight, square_weight, corrected = mean_gain(t), square_gain(t), debias(t) if debias else lambda moments: moments
+
+    def step(path: str, grad: Any, mu: Any, nu: Any) -> _Step:
+      if grad is None:
+        return _Step(None, mu, nu)
+      check_trainable(path, grad)
+      dtype = arithmetic_dtype(grad)
+      real = real_dtype(dtype)
+      g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
+      m = _average(m, g, jnp.asarray(mean_weight, real))
+      v = _average(v, square(path, g), jnp.asarray(square_weight, real))
+      return _Step(ratio(corrected(Moments(g, m, v))).astype(dtype), m.astype(mu.dtype), v.astype(nu.dtype))
+
+    steps = map_with_paths(step, updates, state.mu, state.nu)
+    updates, mu, nu = (
+        jax.tree.map(lambda step, i=i: step[i], steps, is_leaf=lambda node: isinstance(node, _Step)) for i in range(3)
+    )
+    return updates, optax.ScaleByAdamState(count=t, mu=mu, nu=nu)
+
+  return optax.GradientTransformation(init, update)
+
+
+class _Step(NamedTuple):
+  update: Any
+  mu: Any
+  nu: Any
+
+
+def _average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
+  """a + w·(x − a), which keeps its accuracy as w → 0; an overflowed average stays infinite, where ∞ − ∞ would be NaN."""
+  return jnp.where(jnp.isinf(average), average, average + weight * (value - average))
+
+
+def _over_root(numerator: Callable[[Moments], jax.Array], eps: Any, eps_root: Any) -> Ratio:
+  check_number("eps", eps)
+  check_number("eps_root", eps_root)
+
+  def ratio(moments: Moments) -> jax.Array:
+    denominator = jnp.sqrt(moments.square + eps_root) + eps
+    return numerator(moments) / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny)  # 0/0 is 0 where ε = 0
+
+  return ratio

@@ -1,0 +1,242 @@
+"""Numbers that change with the step: gains of moving averages, and EXAdam's logarithmic step size.
+
+A **gain** maps the step t ≥ 1 to the weight w(t) = 1 − β(t) of the newest value in a moving average,
+
+    m ← m + w(t)·(g − m).
+
+Gains, not decay rates, because 1 − β(t) rounds to 0 in float32 as β(t) → 1. An average whose gain has w(1) = 1 starts
+at its first value and needs no bias correction: Adam's correction *is* such a gain (`adam_gain`), which puts Adam,
+Adafactor, AdaX and AdamNX into one family. Largest relative errors of the gains in float32, for t from 1 to 10⁷, are in
+BUILD_NOTES.md; all stay below 1e-6 + 1e-7·|ln w(t)|.
+
+A **schedule** is optax's: it maps the count of steps made, which starts at 0, to a number. The papers' t is count + 1.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_ext.checks import check_number, check_rate, is_concrete
+
+Gain = Callable[[Any], jax.Array]
+
+
+def constant_gain(b: jax.typing.ArrayLike) -> Gain:
+  """The gain of an exponential moving average with a constant decay rate.
+
+      w(t) = 1 − β
+
+  Args:
+    b: Decay rate β in [0, 1).
+
+  Returns:
+    A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise.
+
+  Raises:
+    TypeError, ValueError: `b` is not a number in [0, 1).
+
+  Example:
+    >>> print(constant_gain(0.9)(1), constant_gain(0.9)(1000))
+    0.1 0.1
+
+  References:
+    Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, Algorithm 1
+  """
+  check_number("b", b, "[0, 1)")
+  return lambda t: jnp.asarray(1 - b, _time(t).dtype)
+
+
+def adam_gain(b: jax.typing.ArrayLike) -> Gain:
+  """The gain whose average equals Adam's average *after* bias correction, m/(1 − βᵗ).
+
+      w(t) = (1 − β) / (1 − βᵗ),     that is, β(t) = (β − βᵗ)/(1 − βᵗ)
+
+  Args:
+    b: Decay rate β in [0, 1).
+
+  Returns:
+    A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1.
+
+  Raises:
+    TypeError, ValueError: `b` is not a number in [0, 1).
+
+  Example:
+    >>> print([round(float(adam_gain(0.9)(t)), 4) for t in (1, 2, 10, 1000)])
+    [1.0, 0.5263, 0.1535, 0.1]
+
+  References:
+    Zhu et al., `AdamNX <https://arxiv.org/abs/2511.13465>`_, 2025, Algorithm 1 (as β₁,ₜ)
+  """
+  check_number("b", b, "[0, 1)")
+  return lambda t: (1 - b) / one_minus_decay_power(b, t)
+
+
+def adamnx_gain(b2: jax.typing.ArrayLike) -> Gain:
+  """AdamNX's second-moment gain, from a decay rate that tends to 1.
+
+      β(t) = (1 − β₂^{k(t−1)}) / (1 − β₂^{kt}),   k = 1 − β₂
+      w(t) = e^{L(t−1)} · expm1(L) / expm1(L·t),   L = k·ln β₂
+
+  It is AdaX's gain at another parameter: `adamnx_gain(b2)` equals `adax_gain(expm1(-(1 - b2) * log(b2)))`. Its time
+  constant is 1/|L| steps, 9,950 at β₂ = 0.99: after 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
+  0.7 %, and the second moment is in effect frozen.
+
+  Args:
+    b2: Decay rate β₂ in (0, 1).
+
+  Returns:
+    A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1, and w(t) ≤ 1/t.
+
+  Raises:
+    TypeError, ValueError: `b2` is not a number in (0, 1).
+
+  Example:
+    >>> gain = adamnx_gain(0.99)
+    >>> print([f"{float(gain(t)):.3g}" for t in (1, 2, 10_000, 100_000)])
+    ['1', '0.5', '5.8e-05', '4.34e-09']
+
+  References:
+    Zhu et al., `AdamNX <https://arxiv.org/abs/2511.13465>`_, 2025, Equation 11
+  """
+  check_number("b2", b2, "(0, 1)")
+  if is_concrete(b2):
+    growth = _two_floats((1 - b2) * math.log(b2))
+  else:
+    b2 = jnp.asarray(b2, _time(1).dtype)
+    k = 1 - b2
+    top = jax.lax.reduce_precision(k, exponent_bits=8, mantissa_bits=11)  # its square is exact in float32
+    growth = -top * top, k * _log1p_minus(-k) - (k - top) * (k + top)
+  return lambda t: _growing(growth, t)
+
+
+def adax_gain(b2: jax.typing.ArrayLike = 1e-4) -> Gain:
+  """AdaX's second-moment gain: v ← (1 + β₂)·v + β₂·g², divided by (1 + β₂)ᵗ − 1.
+
+      w(t) = β₂ / ((1 + β₂)ᵗ − 1)
+
+  Args:
+    b2: Growth rate β₂ > 0.
+
+  Returns:
+    A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1, and w(t) ≤ 1/t.
+
+  Raises:
+    TypeError, ValueError: `b2` is not a number in (0, ∞).
+
+  Example:
+    >>> print([f"{float(adax_gain(1e-4)(t)):.3g}" for t in (1, 2, 10_000, 100_000)])
+    ['1', '0.5', '5.82e-05', '4.54e-09']
+
+  References:
+    Li et al., `AdaX: Adaptive Gradient Descent with Exponential Long Term Memory <https://arxiv.org/abs/2004.09740>`_, 2020
+  """
+  check_number("b2", b2, "(0, inf)")
+  if is_concrete(b2):
+    growth = _two_floats(-math.log1p(b2))
+  else:
+    b2 = jnp.asarray(b2, _time(1).dtype)
+    growth = -b2, -_log1p_minus(b2)
+  return lambda t: _growing(growth, t)
+
+
+def adafactor_gain(power: jax.typing.ArrayLike = 0.8) -> Gain:
+  """Adafactor's second-moment gain.
+
+      w(t) = t^{−c}
+
+  Args:
+    power: Exponent c in [0, ∞); 0 keeps the newest value alone, 1 the mean of all.
+
+  Returns:
+    A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1.
+
+  Raises:
+    TypeError, ValueError: `power` is not a number in [0, ∞).
+
+  Example:
+    >>> print([round(float(adafactor_gain()(t)), 4) for t in (1, 2, 10, 1000)])
+    [1.0, 0.5743, 0.1585, 0.004]
+
+  References:
+    Shazeer and Stern, `Adafactor <https://arxiv.org/abs/1804.04235>`_, 2018, Section 7.2
+  """
+  check_number("power", power)
+  return lambda t: _time(t) ** -power
+
+
+def log_step_size(learning_rate: optax.ScalarOrSchedule = 1.0) -> optax.Schedule:
+  """EXAdam's logarithmic step size, as a schedule or multiplied onto one.
+
+      α_t = α · ln(√2·√(t+1)) = α · ½·ln(2(t+1)),   t = count + 1
+
+  It grows: 0.69·α at the first step, α from the third, 3.8·α at the thousandth.
+
+  Args:
+    learning_rate: α, a number or a schedule (warm-up, cosine), whose values are multiplied.
+
+  Returns:
+    A schedule: a function of the count of steps made, which starts at 0.
+
+  Raises:
+    TypeError, ValueError: `learning_rate` is neither a number that is not negative nor a schedule.
+
+  Example:
+    >>> cosine = optax.cosine_decay_schedule(1e-3, decay_steps=100)
+    >>> print([f"{float(log_step_size(cosine)(count)):.2e}" for count in (0, 2, 50)])
+    ['6.93e-04', '1.04e-03', '1.16e-03']
+
+  References:
+    Adly, `EXAdam: The Power of Adaptive Cross-Moments <https://arxiv.org/abs/2412.20302v1>`_, 2024, Algorithm 1 of
+    version 1; version 2 leaves the logarithm out.
+  """
+  check_rate("learning_rate", learning_rate)
+  rate = learning_rate if callable(learning_rate) else lambda count: learning_rate
+  return lambda count: rate(count) * (jnp.log(2 * (_time(count) + 2)) / 2)
+
+
+def one_minus_decay_power(b: jax.typing.ArrayLike, t: Any) -> jax.Array:
+  """1 − βᵗ, free of cancellation: −expm1(t·ln β)."""
+  return -jnp.expm1(_time(t) * _log(b))
+
+
+def decay_power(b: jax.typing.ArrayLike, t: Any) -> jax.Array:
+  """βᵗ, as exp(t·ln β)."""
+  return jnp.exp(_time(t) * _log(b))
+
+
+def _time(t: Any) -> jax.Array:
+  """The step as a float, before any arithmetic: float64 under x64, else float32."""
+  return jnp.asarray(t, jnp.result_type(float))
+
+
+def _log(b: jax.typing.ArrayLike) -> Any:
+  """ln β, in double precision where β is a Python number."""
+  if is_concrete(b):
+    return math.log(b) if b > 0 else -math.inf
+  return jnp.log(jnp.asarray(b, jnp.result_type(float)))
+
+
+def _growing(growth: tuple[Any, Any], t: Any) -> jax.Array:
+  """w(t) = e^{L(t−1)}·expm1(L)/expm1(L·t), for L < 0 given as the sum of two floats.
+
+  Two, because the error of L is multiplied by t: what the first rounds off would be lost in the exponent.
+  """
+  t, (high, low) = _time(t), growth
+  return jnp.exp(high * (t - 1)) * jnp.exp(low * (t - 1)) * (jnp.expm1(high + low) / jnp.expm1((high + low) * t))
+
+
+def _two_floats(x: float) -> tuple[float, float]:
+  """x as a float32 and the rest."""
+  return (high := float(np.float32(x))), x - high
+
+
+def _log1p_minus(x: jax.Array) -> jax.Array:
+  """ln(1+x) − x without cancellation, from 2·artanh(s) = 2s + 2s³/3 + 2s⁵/5 + …, s = x/(2+x), where |s| ≤ 1/3."""
+  s = x / (2 + x)
+  tail = sum(s ** (2 * j) / (2 * j + 3) for j in range(8))
+  return jnp.where(jnp.abs(s) < 0.34, 2 * s**3 * tail - x * s, jnp.log1p(x) - x)

@@ -1,0 +1,42 @@
+"""ND-Adam's regularised softmax: two ways to keep logits from growing.
+
+The L2 penalty is here. Batch-normalised logits are a Flax layer, `BatchNormLogits`, in `optax_ext.linen` and in
+`optax_ext.nnx`, which need Flax.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from optax_ext.checks import check_number
+from optax_ext.debias import abs_sq
+from optax_ext.storage import arithmetic_dtype
+
+
+def l2_logits(logits: jax.Array, weight: jax.typing.ArrayLike = 1e-3) -> jax.Array:
+  """An L2 penalty on the logits of a classifier, to be added to its loss.
+
+      λ/2 · mean over the batch of Σ_c z_c²
+
+  Args:
+    logits: z, of shape (..., classes); all leading axes are batch axes. Sums are taken in float32 at least.
+    weight: λ ≥ 0.
+
+  Returns:
+    A scalar, float32 or wider.
+
+  Raises:
+    TypeError, ValueError: `weight` is not a number, or negative; `logits` is a scalar.
+
+  Example:
+    >>> print(l2_logits(jnp.array([[3.0, 4.0], [0.0, 0.0]]), weight=0.1))
+    0.625
+
+  References:
+    Zhang et al., `Normalized Direction-preserving Adam <https://arxiv.org/abs/1709.04546>`_, 2017, on L2-regularised softmax;
+    λ = 1e-3 from its experiments
+  """
+  check_number("weight", weight)
+  if jnp.ndim(logits) == 0:
+    raise ValueError("logits must have an axis of classes, but was a scalar.")
+  z = jnp.asarray(logits, arithmetic_dtype(logits))
+  return weight / 2 * jnp.mean(jnp.sum(abs_sq(z), axis=-1))

@@ -1,0 +1,77 @@
+"""Three dtypes of an optimizer: of its arithmetic, of its stored moments, of the updates that it hands back.
+
+Arithmetic is float32 at least. In bfloat16, 0.999 is 1.0, so that a second moment never decays; in float16, ε = 1e-8 is
+0, so that a zero gradient gives 0/0. Only what is stored is rounded.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def leaf_dtype(leaf: Any) -> jnp.dtype:
+  """The dtype of an array, of the description of one, or of a Python number."""
+  return jnp.dtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
+
+
+def arithmetic_dtype(leaf: Any) -> jnp.dtype:
+  """The dtype that a leaf's moments are computed in: float32 for narrower floats, else its own.
+
+  >>> [str(arithmetic_dtype(jnp.zeros(2, dtype))) for dtype in (jnp.float16, jnp.float32, jnp.complex64)]
+  ['float32', 'float32', 'complex64']
+  """
+  dtype = leaf_dtype(leaf)
+  return dtype if jnp.issubdtype(dtype, jnp.complexfloating) or jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def real_dtype(dtype: Any) -> jnp.dtype:
+  """The dtype of the real part."""
+  return jnp.finfo(dtype).dtype
+
+
+def mean_dtype(leaf: Any, mu_dtype: Any) -> jnp.dtype:
+  """Where the first moment is kept: in `mu_dtype`, by default in the leaf's own dtype. A complex leaf stays complex."""
+  own = leaf_dtype(leaf)
+  dtype = own if mu_dtype is None else jnp.dtype(mu_dtype)
+  return jnp.promote_types(dtype, jnp.complex64) if jnp.issubdtype(own, jnp.complexfloating) else dtype
+
+
+def square_dtype(leaf: Any, nu_dtype: Any) -> jnp.dtype:
+  """Where the second moment, a real number, is kept: in `nu_dtype`, by default in the arithmetic's dtype.
+
+  Not in a narrower dtype of the leaf, as `optax.adam` keeps it: rounded to the nearest bfloat16, a second moment cannot
+  decay by less than 0.2 % a step, and β₂ = 0.999 asks for 0.1 %.
+  """
+  return real_dtype(arithmetic_dtype(leaf)) if nu_dtype is None else jnp.dtype(nu_dtype)
+
+
+def check_trainable(path: str, leaf: Any) -> None:
+  """Raises `TypeError` for a leaf that has no gradient: an integer, a boolean, something that is no array."""
+  dtype = getattr(leaf, "dtype", type(leaf))
+  if not (jnp.issubdtype(dtype, jnp.inexact) if hasattr(leaf, "dtype") else isinstance(leaf, float | complex)):
+    is_a = f"has dtype {dtype}" if hasattr(leaf, "dtype") else f"is a {dtype.__name__}"
+    raise TypeError(
+        f"Parameter {path!r} {is_a}, but only arrays of floating or complex numbers can be trained; hide the others with "
+        "optax.masked or optax.partition, or filter them out of the tree."
+    )
+
+
+def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+  """Runs `inner` and casts its updates to the dtypes of the parameters, or of the gradients where none are given.
+
+  The state is `inner`'s own.
+  """
+  inner = optax.with_extra_args_support(inner)
+
+  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    like = updates if params is None else params
+    updates, state = inner.update(updates, state, params, **extra_args)
+    return jax.tree.map(_cast_like, updates, like, is_leaf=lambda leaf: leaf is None), state
+
+  return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _cast_like(update: Any, leaf: Any) -> jax.Array | None:
+  return None if update is None else jnp.asarray(update, leaf_dtype(leaf))

@@ -1,0 +1,413 @@
+"""What an optimizer may know of the network: facts about each leaf, rules that turn facts into step scales."""
+
+import bisect
+import dataclasses
+import math
+import re
+import statistics
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_ext.checks import check_number
+from optax_ext.paths import by_path, check_paths, map_with_paths, natural_key
+from optax_ext.storage import arithmetic_dtype, real_dtype
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafFacts:
+  """What is known of one leaf of the parameters. Not a pytree node: a tree of facts has the parameters' structure.
+
+  Attributes:
+    path: Its path, as `"block/3/kernel"`.
+    shape: Its shape.
+    layer: Path of the weight whose layer it belongs to: its own for a weight, the weight's for a bias, else `None`.
+    depth: Number of layers before it, from 0; for layers stacked into one leaf an int array, one axis per scan.
+    connections: Weights in its layer, biases left out (a dense layer 8→64 has 512); 0 for a leaf of no layer.
+    contracting_axes: The axes that the layer sums over, so that each vector along them is one unit's input weights; `None`
+      for a leaf that is no weight.
+    stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
+    scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  layer: str | None
+  depth: int | np.ndarray
+  connections: int
+  contracting_axes: tuple[int, ...] | None
+  stacked_axes: tuple[int, ...] = ()
+  scanned_axes: tuple[int, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+  """Facts about every leaf of a parameter tree. Printing it shows them as a table.
+
+  Attributes:
+    facts: A tree like the parameters, with one `LeafFacts` for each leaf.
+    num_layers: d_m, the number of layers along the deepest path.
+  """
+
+  facts: Any
+  num_layers: int
+
+  def leaves(self) -> list[LeafFacts]:
+    """The facts in natural order of their paths."""
+    return sorted(jax.tree.leaves(self.facts), key=lambda facts: natural_key(facts.path))
+
+  def table(self, rule: Any = None) -> str:
+    """The facts as an aligned table, with the step scale that `rule` gives each leaf."""
+    scales = None if rule is None else _scales(rule, self)
+    rows = [["path", "shape", "layer", "depth", "connections", "contracting", "stacked"] + ["scale"] * (rule is not None)]
+    for facts in self.leaves():
+      layer = "itself" if facts.layer == facts.path else facts.layer or "-"
+      row = [facts.path, facts.shape, layer, _brief(facts.depth), facts.connections, facts.contracting_axes, facts.stacked_axes]
+      rows.append([str(cell) for cell in row] + ([] if scales is None else [_brief(scales[facts.path])]))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, f"{self.num_layers} layers deep"])
+
+  def __str__(self) -> str:
+    return self.table()
+
+
+def structure_from_params(params: Any) -> Structure:
+  """Facts guessed from the paths and shapes of the parameters, by fixed conventions.
+
+  Where the model itself is at hand, `structure_from_model` reads the same facts from its computation and guesses nothing.
+  The conventions:
+
+  - A leaf of two or more axes is a *weight*, and so a layer, unless its name says otherwise: `bias`, `b`, `beta`, `scale`,
+    `gamma`, `mean`, `var`, `embedding` or such a name with a suffix (`bias_ih`, `b1`).
+  - A weight named `weight`, or `weight` with a suffix, has torch's layout (out, in, …), which Equinox shares, and is
+    contracted over all axes but the first; every other weight has Flax's, (…, in, out), and is contracted over all axes
+    but the last.
+  - A leaf named `bias` or `b`, with or without a suffix, or one of one axis with a number for a name, belongs to the
+    weight beside it; where there are several, to the one with the same suffix.
+  - Depth counts the weights in natural order of their paths: `Dense_2` comes before `Dense_10`. A leaf of no layer has
+    the depth of the last weight before it in that order, 0 before the first.
+  - Nothing is taken to be stacked.
+
+  Args:
+    params: A tree of arrays, or of `jax.ShapeDtypeStruct`; `None` leaves and masked nodes are left out.
+
+  Returns:
+    A `Structure`.
+
+  Example:
+    >>> params = {f"Dense_{i}": {"kernel": jnp.ones(s), "bias": jnp.ones(s[1])} for i, s in enumerate([(8, 64), (64, 1)])}
+    >>> print(structure_from_params(params).table(ByDepth()))
+    path            shape    layer           depth  connections  contracting  stacked  scale
+    Dense_0/bias    (64,)    Dense_0/kernel  0      512          None         ()       1.414
+    Dense_0/kernel  (8, 64)  itself          0      512          (0,)         ()       1.414
+    Dense_1/bias    (1,)     Dense_1/kernel  1      64           None         ()       1
+    Dense_1/kernel  (64, 1)  itself          1      64           (0,)         ()       1
+    2 layers deep
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, for depth and connections
+  """
+  shapes = {path: tuple(jnp.shape(leaf)) for path, leaf in by_path(params).items()}
+  weights = sorted((path for path, shape in shapes.items() if weight_axes(path, shape)), key=natural_key)
+  keys = [natural_key(path) for path in weights]
+  depths = {path: depth for depth, path in enumerate(weights)}
+  modules: dict[str, list[str]] = {}
+  for path in weights:
+    modules.setdefault(_module(path), []).append(path)
+
+  def facts(path: str, leaf: Any) -> LeafFacts | None:
+    if leaf is None:
+      return None
+    layer = path if path in depths else _weight_of_bias(path, shapes[path], modules.get(_module(path), []))
+    depth = max(0, bisect.bisect(keys, natural_key(path)) - 1) if layer is None else depths[layer]
+    connections = 0 if layer is None else math.prod(shapes[layer])
+    return LeafFacts(path, shapes[path], layer, depth, connections, weight_axes(path, shapes[path]))
+
+  return Structure(map_with_paths(facts, params), num_layers=len(weights))
+
+
+_NO_WEIGHT = re.compile(r"(bias|b|beta|scale|gamma|mean|var|embedding)([_\d].*)?")
+_BIAS = re.compile(r"(bias|b)([_\d].*)?")
+_WEIGHT = re.compile(r"(weight|kernel|w)([_\d].*)?", re.IGNORECASE)
+
+
+def weight_axes(path: str, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+  """The contracting axes of a weight, by the conventions of `structure_from_params`; `None` for a leaf that is none."""
+  name = _name(path)
+  if len(shape) < 2 or 0 in shape or _NO_WEIGHT.fullmatch(name):
+    return None
+  axes = tuple(range(len(shape)))
+  return axes[1:] if name.startswith("weight") else axes[:-1]
+
+
+def _weight_of_bias(path: str, shape: tuple[int, ...], beside: list[str]) -> str | None:
+  """The weight, of those in the same module, that a bias belongs to; `None` for a leaf that is no bias."""
+  bias = _BIAS.fullmatch(_name(path))
+  if not bias and not (_name(path).isdigit() and len(shape) == 1):
+    return None
+  if len(beside) > 1:
+    beside = [path for path in beside if bias and (weight := _WEIGHT.fullmatch(_name(path))) and weight[2] == bias[2]]
+  return beside[0] if len(beside) == 1 else None
+
+
+def _module(path: str) -> str:
+  return path.rpartition("/")[0]
+
+
+def _name(path: str) -> str:
+  return path.rpartition("/")[2].lower()
+
+
+class Rule(Protocol):
+  """Turns a `Structure` into a tree of step scales. A dataclass that is not callable: a callable looks like a schedule."""
+
+  def scales(self, structure: Structure) -> Any:
+    """A tree like the parameters, of numbers or of arrays that broadcast against the leaf."""
+    ...
+
+
+class _Multipliable:
+  """Rules multiply: `ByDepth() * Multiplicative()` scales by both."""
+
+  def __mul__(self, other: Any) -> "Product":
+    return Product(self, other) if _is_rule(other) else NotImplemented
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(_Multipliable):
+  """The product of two rules."""
+
+  first: Any
+  second: Any
+
+  def scales(self, structure: Structure) -> Any:
+    """The leafwise product."""
+    return jax.tree.map(lambda a, b: a * b, self.first.scales(structure), self.second.scales(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class Additive(_Multipliable):
+  """CaAdam's additive rule: layers with few connections take larger steps, layers with many smaller ones.
+
+      S = 1 + γ·(c̃−c)/(c̃−c_min)  if c ≤ c̃,     1 − γ·(c−c̃)/(c_max−c̃)  otherwise
+
+  c is the number of connections of the leaf's layer; c̃, c_min and c_max are their median, minimum and maximum over the
+  layers. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
+
+  Args:
+    gamma: γ in [0, 1]; S lies in [1−γ, 1+γ].
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in [0, 1].
+
+  Example:
+    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> scales = Additive().scales(structure_from_params(params))
+    >>> [round(scales[layer]["kernel"], 2) for layer in "abc"]
+    [1.0, 0.05, 1.95]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 15; γ = 0.95 from its code
+  """
+
+  gamma: Any = 0.95
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "[0, 1]")
+
+  def scales(self, structure: Structure) -> Any:
+    """1 + γσ, see `_positions`."""
+    return jax.tree.map(lambda sigma: 1 + self.gamma * sigma, _positions(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplicative(_Multipliable):
+  """CaAdam's multiplicative rule.
+
+      S = γ^σ,     σ = (c̃−c)/(c̃−c_min)  if c ≤ c̃,     (c−c̃)/(c_max−c̃)  otherwise
+
+  with the connections c of the leaf's layer and their median c̃, minimum and maximum over the layers. As printed, σ is
+  never negative and every layer but the median one is sped up. `signed=True` makes σ negative for c > c̃, the range −1..1
+  that a comment in the authors' code promises. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
+
+  Args:
+    gamma: γ > 0; S lies in [1, γ], or in [1/γ, γ] if signed (for γ ≥ 1).
+    signed: Whether layers of more than median size are slowed down.
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in (0, ∞).
+
+  Example:
+    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> for rule in Multiplicative(), Multiplicative(signed=True):
+    ...   scales = rule.scales(structure_from_params(params))
+    ...   print([round(scales[layer]["kernel"], 2) for layer in "abc"])
+    [1.0, 5.0, 5.0]
+    [1.0, 0.2, 5.0]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equations 16 and 17; γ = 5 from its code
+  """
+
+  gamma: Any = 5.0
+  signed: bool = False
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "(0, inf)")
+
+  def scales(self, structure: Structure) -> Any:
+    """γ^σ or γ^|σ|, see `_positions`."""
+    return jax.tree.map(lambda sigma: self.gamma ** (sigma if self.signed else abs(sigma)), _positions(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class ByDepth(_Multipliable):
+  """CaAdam's depth rule: the first layer takes the largest steps, the last unscaled ones.
+
+      S = (1 + γ)^{(d_m − (1+d))/d_m}
+
+  with the depth d of the leaf's layer, from 0, and the number of layers d_m. A leaf of no layer is scaled by its depth too.
+
+  Args:
+    gamma: γ > −1; negative values reverse the order.
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in (−1, ∞).
+
+  Example:
+    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> scales = ByDepth().scales(structure_from_params(params))
+    >>> [round(scales[layer]["kernel"], 3) for layer in "abc"]
+    [1.587, 1.26, 1.0]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 18; γ = 1 from its code
+  """
+
+  gamma: Any = 1.0
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "(-1, inf)")
+
+  def scales(self, structure: Structure) -> Any:
+    """Numbers, and arrays along the scanned axes of stacked layers."""
+    deepest = max(1, structure.num_layers)
+
+    def scale(facts: LeafFacts) -> Any:
+      depth = facts.depth
+      if isinstance(depth, np.ndarray):
+        depth = depth.reshape([n if axis in facts.scanned_axes else 1 for axis, n in enumerate(facts.shape)])
+      return (1 + self.gamma) ** ((deepest - (1 + depth)) / deepest) if structure.num_layers else 1.0
+
+    return jax.tree.map(scale, structure.facts)
+
+
+def _positions(structure: Structure) -> Any:
+  """σ of every leaf: where its layer's connections stand among all layers', from 1 (fewest) over 0 (median) to −1 (most).
+
+  Layers stacked by a scan count one by one, copies of a layer as one.
+  """
+  counts = [facts.connections for facts in structure.leaves() if facts.layer == facts.path for _ in range(np.size(facts.depth))]
+  if not counts:
+    return jax.tree.map(lambda facts: 0.0, structure.facts)
+  low, middle, high = min(counts), statistics.median(counts), max(counts)
+
+  def position(facts: LeafFacts) -> float:
+    above_low = facts.connections - middle
+    if facts.layer is None or above_low == 0:
+      return 0.0
+    return above_low / (low - middle) if above_low < 0 else above_low / (middle - high)
+
+  return jax.tree.map(position, structure.facts)
+
+
+def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.GradientTransformation:
+  """Multiplies every leaf's update by a scale that is constant in time and depends on the leaf's place in the network.
+
+      update ← S · update
+
+  Args:
+    rule: `Additive`, `Multiplicative`, `ByDepth`, a product of rules, any object with their method `scales(structure)`;
+      or the scales themselves, as a tree like the parameters of numbers or of arrays that broadcast against the leaf.
+    structure: The facts; by default `structure_from_params` of the updates. Under `optax.masked` or `optax.partition`
+      that sees the visible leaves alone, where an explicit structure sees all.
+
+  Returns:
+    A stateless transformation. The scales are computed while tracing and become constants of the program.
+
+  Raises:
+    TypeError: `rule` is neither.
+    ValueError: at update, when the scales do not match the updates; the paths are named.
+
+  Example:
+    >>> tx = scale_by_structure(ByDepth())
+    >>> grads = {"Dense_0": {"kernel": jnp.ones((2, 2))}, "Dense_1": {"kernel": jnp.ones((2, 1))}}
+    >>> updates, _ = tx.update(grads, tx.init(grads))
+    >>> print(updates["Dense_0"]["kernel"][0], updates["Dense_1"]["kernel"][0])
+    [1.4142135 1.4142135] [1.]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 22
+  """
+  check_rule(rule)
+  if structure is not None and not isinstance(structure, Structure):
+    raise TypeError(
+        f"structure must be a Structure, as structure_from_params or structure_from_model returns it, but was a {type(structure).__name__}."
+    )
+
+  def init(params: optax.Params) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    del params
+    scales = _scales(rule, structure or structure_from_params(updates))
+    check_paths("The tree of scales" if structure is None else "The structure", scales, updates, more=structure is not None)
+
+    def scale(path: str, update: Any) -> Any:
+      if update is None:
+        return None
+      dtype = arithmetic_dtype(update)
+      factor = jnp.asarray(scales[path], real_dtype(dtype))
+      scaled = factor * jnp.asarray(update, dtype)
+      if scaled.shape != jnp.shape(update):
+        raise ValueError(
+            f"The scale of leaf {path!r} has shape {factor.shape}, which does not broadcast to the leaf's "
+            f"{jnp.shape(update)}; give a number or an array with size 1 along the other axes."
+        )
+      return scaled
+
+    return map_with_paths(scale, updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def check_rule(rule: Any) -> None:
+  """Raises `TypeError` unless `rule` is a rule or a tree of numbers."""
+  leaves = jax.tree.leaves(rule)
+  numbers = all(isinstance(leaf, float | int | np.ndarray | np.number | jax.Array) and not isinstance(leaf, bool) for leaf in leaves)
+  if not _is_rule(rule) and not (leaves and numbers):
+    raise TypeError(
+        "rule must be Additive(), Multiplicative(), ByDepth(), a product of rules, or a tree of numbers like the "
+        f"parameters, but was {rule!r}."
+    )
+
+
+def _is_rule(rule: Any) -> bool:
+  return callable(getattr(rule, "scales", None)) and not isinstance(rule, type)
+
+
+def _scales(rule: Any, structure: Structure) -> dict[str, Any]:
+  return by_path(rule.scales(structure) if _is_rule(rule) else rule)
+
+
+def _brief(value: Any) -> str:
+  """A number to four digits; an array by its ends."""
+  if isinstance(value, str) or np.ndim(value) == 0:
+    return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
+  flat = np.ravel(value)
+  return f"{_brief(flat[0])}..{_brief(flat[-1])}"

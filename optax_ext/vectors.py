@@ -1,0 +1,252 @@
+"""ND-Adam's geometry: weight vectors of unit length, moved along the sphere, with one second moment each.
+
+A *vector* runs along the **axes** that its layer contracts: the input weights of one hidden unit. Axes are given as a
+function of a leaf's path and the leaf, as a tree like the parameters, as one tuple for all leaves, or as a `Structure`.
+`None` puts a leaf among the scalars, which every function here leaves as they are.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optax_ext.debias import abs_sq
+from optax_ext.moments import Square, elementwise
+from optax_ext.paths import by_path, map_with_paths
+from optax_ext.storage import arithmetic_dtype, leaf_dtype
+from optax_ext.structure import Structure
+
+AxesOfLeaf = tuple[int, ...] | None
+Axes = Any  # Callable[[str, leaf], AxesOfLeaf] | Structure | AxesOfLeaf | a tree of AxesOfLeaf
+
+
+def project_out_params(axes: Axes) -> optax.GradientTransformation:
+  """Removes from each gradient vector its part along the weight vector, so that it is tangent to the sphere.
+
+      g ← g − (g·w)/(w·w) w
+
+  For unit vectors that is Algorithm 1's g − (g·w) w; it is a projection for all others too. Where w = 0, g stays.
+
+  Args:
+    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+
+  Returns:
+    A stateless transformation that needs `params`. Updates have the dtype of the arithmetic: float32 for narrower
+    gradients. Complex vectors are vectors of their real and imaginary parts.
+
+  Raises:
+    TypeError: axes are not a tuple of ints (a bare int, say).
+    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, or `params` is `None`.
+
+  Example:
+    >>> tx = project_out_params((0,))
+    >>> w, g = jnp.array([[1.0], [0.0]]), jnp.array([[3.0], [4.0]])
+    >>> print(tx.update(g, tx.init(w), w)[0].T)
+    [[0. 4.]]
+
+  References:
+    Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
+    <https://arxiv.org/abs/1709.04546>`_
+  """
+  axes_of = resolve_axes(axes)
+
+  def project(path: str, grad: jax.Array, param: jax.Array) -> jax.Array:
+    along = axes_of(path, grad)
+    if along is None:
+      return grad
+    g, w = _in_arithmetic(grad, param)
+    square = _dot(w, w, along)
+    usable = (square > 0) & jnp.isfinite(square)
+    return g - jnp.where(usable, _dot(g, w, along) / jnp.where(usable, square, 1), 0) * w
+
+  return _stateless_with_params(project)
+
+
+def renormalize_params(axes: Axes) -> optax.GradientTransformation:
+  """Changes the update so that each vector has unit length once it is applied. Must be the last link of a chain.
+
+      w̄ = w + update     update ← w̄/‖w̄‖ − w
+
+  Where w̄ = 0 it stays 0. Anything after this link (a scale, weight decay) breaks the unit length.
+
+  Args:
+    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+
+  Returns:
+    A stateless transformation that needs `params`.
+
+  Raises:
+    TypeError: axes are not a tuple of ints (a bare int, say).
+    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, or `params` is `None`.
+
+  Example:
+    >>> tx = renormalize_params((0,))
+    >>> w, update = jnp.array([[1.0], [0.0]]), jnp.array([[0.0], [0.75]])
+    >>> print(optax.apply_updates(w, tx.update(update, tx.init(w), w)[0]).T)
+    [[0.8 0.6]]
+
+  References:
+    Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
+    <https://arxiv.org/abs/1709.04546>`_
+  """
+  axes_of = resolve_axes(axes)
+
+  def renormalize(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
+    along = axes_of(path, update)
+    if along is None:
+      return update
+    u, w = _in_arithmetic(update, param)
+    return _unit(w + u, along) - w
+
+  return _stateless_with_params(renormalize)
+
+
+def normalize_vectors(params: Any, axes: Axes) -> Any:
+  """The parameters with every vector divided by its length: the initialisation that ND-Adam starts from.
+
+      w ← w/‖w‖
+
+  Args:
+    params: A tree of arrays.
+    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+
+  Returns:
+    A tree like `params`, in the same dtypes. Zero vectors stay zero; leaves whose axes are `None` stay as they are.
+
+  Raises:
+    TypeError: axes are not a tuple of ints (a bare int, say).
+    ValueError: a leaf does not have an axis, or `axes` has no entry for it.
+
+  Example:
+    >>> print(normalize_vectors({"kernel": jnp.array([[3.0, 0.0], [4.0, 0.0]])}, (0,))["kernel"])
+    [[0.6 0. ]
+     [0.8 0. ]]
+
+  References:
+    Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
+    <https://arxiv.org/abs/1709.04546>`_
+  """
+  axes_of = resolve_axes(axes)
+
+  def normalize(path: str, param: Any) -> Any:
+    along = None if param is None else axes_of(path, param)
+    if along is None:
+      return param
+    w = jnp.asarray(param, arithmetic_dtype(param))
+    largest = jnp.max(jnp.abs(w), axis=along, keepdims=True, initial=0)  # squares of huge or tiny weights leave the range
+    return _unit(w / jnp.where(largest > 0, largest, 1), along).astype(leaf_dtype(param))
+
+  return map_with_paths(normalize, params)
+
+
+def per_vector(axes: Axes) -> Square:
+  """ND-Adam's second moment: ‖g‖² of each vector, one number where Adam has one per weight.
+
+  Args:
+    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+
+  Returns:
+    A function for `scale_by_moments(..., square=...)`. Its sums keep the leaf's rank, with size 1 along the axes; leaves
+    whose axes are `None` have |g|² of every element.
+
+  Raises:
+    TypeError, ValueError: as `project_out_params`.
+
+  Example:
+    >>> print(per_vector((0,))("kernel", jnp.array([[3.0, 1.0], [4.0, 1.0]])))
+    [[25.  2.]]
+
+  References:
+    Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
+    <https://arxiv.org/abs/1709.04546>`_
+  """
+  axes_of = resolve_axes(axes)
+
+  def square(path: str, grad: jax.Array) -> jax.Array:
+    along = axes_of(path, grad)
+    return elementwise(path, grad) if along is None else jnp.sum(abs_sq(grad), along, keepdims=True)
+
+  return square
+
+
+def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
+  """Any form of axes as a function of a leaf's path and the leaf, which checks what it returns."""
+  if isinstance(axes, Structure):
+    given = _lookup({facts.path: facts.contracting_axes for facts in axes.leaves()})
+  elif callable(axes):
+    given = axes
+  elif axes is None or _is_tuple_of_ints(axes):
+    given = lambda path, leaf: axes  # noqa: E731
+  else:
+    table = by_path(axes, lambda node: node is None or _is_tuple_of_ints(node))
+    for path, value in table.items():
+      _check_axes(path, value)
+    given = _lookup(table)
+
+  def axes_of(path: str, leaf: Any) -> AxesOfLeaf:
+    value = given(path, leaf)
+    _check_axes(path, value)
+    if value is None:
+      return None
+    ndim = jnp.ndim(leaf)
+    absent = [axis for axis in value if not -ndim <= axis < ndim]
+    if absent:
+      raise ValueError(f"Axes {value} were given for leaf {path!r}, but its shape {jnp.shape(leaf)} has no axis {absent[0]}.")
+    along = tuple(sorted({axis % ndim for axis in value}))
+    if len(along) < len(value):
+      raise ValueError(f"Axes {value} were given for leaf {path!r}, but they name one axis twice.")
+    return along
+
+  return axes_of
+
+
+def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:
+  def given(path: str, leaf: Any) -> AxesOfLeaf:
+    del leaf
+    if path not in table:
+      raise ValueError(f"Axes were given for {', '.join(map(repr, sorted(table)[:5]))}… but not for leaf {path!r}: add it, with None for a scalar.")
+    return table[path]
+
+  return given
+
+
+def _is_tuple_of_ints(value: Any) -> bool:
+  return type(value) is tuple and all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in value)
+
+
+def _check_axes(path: str, value: Any) -> None:
+  if value is not None and not (_is_tuple_of_ints(value) and value):
+    hint = f"; write ({value},)" if isinstance(value, int) else ""
+    raise TypeError(f"The axes of leaf {path!r} must be None or a tuple of one or more ints, but were {value!r}{hint}.")
+
+
+def _stateless_with_params(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
+  """`optax.stateless_with_tree_map` for a function that takes the leaf's path as well."""
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    if params is None:
+      raise ValueError(optax.NO_PARAMS_MSG)
+    return map_with_paths(lambda path, u, p: None if u is None else f(path, u, p), updates, params), state
+
+  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+
+
+def _in_arithmetic(update: jax.Array, param: jax.Array) -> tuple[jax.Array, jax.Array]:
+  dtype = arithmetic_dtype(update)
+  return jnp.asarray(update, dtype), jnp.asarray(param, dtype)
+
+
+def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """The real scalar product of the vectors along `axes`, which stay as axes of size 1."""
+  product = a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
+  return jnp.sum(product, axes, keepdims=True)
+
+
+def _unit(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+  """w/‖w‖; a vector whose squared length is 0, or too large for the dtype, stays as it is."""
+  square = _dot(w, w, axes)
+  usable = (square > 0) & jnp.isfinite(square)
+  return w / jnp.where(usable, jnp.sqrt(jnp.where(usable, square, 1)), 1)

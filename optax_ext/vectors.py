@@ -62,7 +62,7 @@ def project_out_params(axes: Axes) -> optax.GradientTransformation:
     usable = (square > 0) & jnp.isfinite(square)
     return g - jnp.where(usable, _dot(g, w, along) / jnp.where(usable, square, 1), 0) * w
 
-  return _stateless_with_params(project)
+  return _stateless_with_params("project_out_params", project)
 
 
 def renormalize_params(axes: Axes) -> optax.GradientTransformation:
@@ -101,7 +101,7 @@ def renormalize_params(axes: Axes) -> optax.GradientTransformation:
     u, w = _in_arithmetic(update, param)
     return _unit(w + u, along) - w
 
-  return _stateless_with_params(renormalize)
+  return _stateless_with_params("renormalize_params", renormalize)
 
 
 def normalize_vectors(params: Any, axes: Axes) -> Any:
@@ -223,12 +223,16 @@ def _check_axes(path: str, value: Any) -> None:
     raise TypeError(f"The axes of leaf {path!r} must be None or a tuple of one or more ints, but were {value!r}{hint}.")
 
 
-def _stateless_with_params(f: Callable[[str, jax.Array, jax.Array], jax.Array]) -> optax.GradientTransformation:
+def _stateless_with_params(
+    name: str, f: Callable[[str, jax.Array, jax.Array], jax.Array]
+) -> optax.GradientTransformation:
   """`optax.stateless_with_tree_map` for a function that takes the leaf's path as well."""
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError(
+          f"{name} needs the current value of the parameters, but you are not passing `params` when calling `update`."
+      )
     return map_with_paths(lambda path, u, p: None if u is None else f(path, u, p), updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)

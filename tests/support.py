@@ -1,0 +1,59 @@
+"""What several test files use."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+if hasattr(jax, "enable_x64"):
+  enable_x64 = jax.enable_x64
+else:  # jax < 0.8
+  from jax.experimental import enable_x64  # noqa: F401
+
+
+def problem(shape, seed=0):
+  """A gradient (t, params) -> array in float64: an ill-conditioned, slightly non-convex loss with fixed noise."""
+  rng = np.random.default_rng(seed)
+  curvature = 10.0 ** rng.uniform(-3, 1, shape)
+  centre = rng.normal(size=shape)
+  noise = 0.3 * rng.normal(size=(97, *shape))
+
+  def gradient(t, params):
+    p = np.asarray(params, np.float64)
+    return curvature * (p - centre) + 0.1 * np.sin(3 * p) + noise[t % 97]
+
+  return gradient
+
+
+def open_loop(shape, steps, seed=0):
+  """Gradients of magnitudes from 1e-6 to 1e3, some always zero and some rarely not: an array (steps, *shape)."""
+  rng = np.random.default_rng(seed)
+  grads = 10.0 ** rng.uniform(-6, 3, shape) * (rng.normal(size=(steps, *shape)) + 0.3 * rng.normal(size=shape))
+  kind = rng.integers(0, 6, shape)
+  grads = np.where(kind == 0, 0, grads)
+  return np.where((kind == 1) & (np.arange(steps).reshape(-1, *[1] * len(shape)) % 10 != 0), 0, grads)
+
+
+def run(tx, params, gradient, steps, dtype=jnp.float64, jit=True):
+  """The parameters (one array, or a dict of them) after each step, as reference.py gives them."""
+  params = jax.tree.map(lambda p: jnp.asarray(p, dtype), params)
+  state = tx.init(params)
+
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  step = jax.jit(step) if jit else step
+  path = [params]
+  for t in range(1, steps + 1):
+    grads = jax.tree.map(lambda g: jnp.asarray(g, dtype), gradient(t, path[-1]))
+    params, state = step(params, state, grads)
+    path.append(params)
+  return jax.tree.map(lambda *leaves: np.stack([np.asarray(leaf) for leaf in leaves]), *path)
+
+
+def relative(a, b):
+  """Largest difference over a trajectory, relative to its largest value so far (steps along axis 0)."""
+  a, b = (np.asarray(x, np.float64).reshape(len(x), -1) for x in (a, b))
+  size = np.maximum.accumulate(np.abs(b).max(axis=1, initial=1e-30))
+  return float((np.abs(a - b).max(axis=1, initial=0) / size).max())

@@ -1,0 +1,292 @@
+import copy
+import pickle
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import optax_ext
+import pytest
+import reference
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optax_ext import Additive, ByDepth, LeafFacts, Multiplicative, Structure
+
+RULES = [Additive(), Multiplicative(), Multiplicative(signed=True), ByDepth()]
+
+
+def mlp(*sizes):
+  return {
+      f"Dense_{i}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones((b,))}
+      for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+  }
+
+
+def layers_with(counts):
+  """A structure of unconnected layers with these numbers of connections."""
+  params = {f"l{i}": {"kernel": jnp.zeros((1, count))} for i, count in enumerate(counts)}
+  return optax_ext.structure_from_params(params)
+
+
+def facts_of(params):
+  return {facts.path: facts for facts in optax_ext.structure_from_params(params).leaves()}
+
+
+def test_flax_mlp():
+  structure = optax_ext.structure_from_params({"params": mlp(8, 64, 32, 1)})
+  assert structure.num_layers == 3
+  facts = structure.facts["params"]["Dense_1"]["kernel"]
+  assert facts == LeafFacts("Dense_1/kernel", (64, 32), "Dense_1/kernel", 1, 2048, (0,))
+  bias = structure.facts["params"]["Dense_1"]["bias"]
+  assert bias == LeafFacts("Dense_1/bias", (32,), "Dense_1/kernel", 1, 2048, None)
+
+
+def test_numbered_layers_count_naturally():
+  facts = facts_of(mlp(*[2] * 14))
+  assert [facts[f"Dense_{i}/kernel"].depth for i in range(13)] == list(range(13))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "axes"),
+    [
+        ("kernel", (5, 7), (0,)),
+        ("kernel", (3, 3, 2, 4), (0, 1, 2)),
+        ("w", (5, 7), (0,)),
+        ("weight", (7, 5), (1,)),
+        ("weight", (4, 2, 3, 3), (1, 2, 3)),
+        ("weight_ih", (4, 2), (1,)),
+        ("bias", (3, 7), None),
+        ("scale", (3, 7), None),
+        ("embedding", (100, 7), None),
+        ("kernel", (5,), None),
+        ("kernel", (0, 5), None),
+        ("kernel", (), None),
+    ],
+)
+def test_contracting_axes_by_name_and_shape(name, shape, axes):
+  facts = facts_of({"m": {name: jax.ShapeDtypeStruct(shape, jnp.float32)}})[f"m/{name}"]
+  assert facts.contracting_axes == axes
+  assert (facts.layer == facts.path) == (axes is not None)
+
+
+def test_biases_belong_to_the_weight_beside_them():
+  params = {
+      "lstm": {"weight_ih": jnp.ones((8, 2)), "weight_hh": jnp.ones((8, 4)), "bias_ih": jnp.ones(8), "b": jnp.ones(8)},
+      "plain": {"w1": jnp.ones((2, 3)), "b1": jnp.ones(3), "w2": jnp.ones((3, 4)), "b2": jnp.ones(4)},
+      "pairs": [(jnp.ones((2, 3)), jnp.ones(3)), (jnp.ones((3, 4)), jnp.ones(4))],
+      "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+  }
+  layers = {path: facts.layer for path, facts in facts_of(params).items()}
+  assert layers["lstm/bias_ih"] == "lstm/weight_ih"
+  assert layers["lstm/b"] is None
+  assert layers["plain/b1"] == "plain/w1"
+  assert layers["plain/b2"] == "plain/w2"
+  assert layers["pairs/1/1"] == "pairs/1/0"
+  assert layers["norm/scale"] is None
+  assert layers["norm/bias"] is None
+
+
+def test_leaves_of_no_layer_have_the_depth_of_the_weight_before():
+  params = {"A_norm": {"scale": jnp.ones(2)}, **mlp(2, 2, 2), "z_norm": {"scale": jnp.ones(2)}}
+  facts = facts_of(params)
+  assert (facts["A_norm/scale"].depth, facts["z_norm/scale"].depth) == (0, 1)
+  assert facts["z_norm/scale"].connections == 0
+
+
+def test_table_shows_scales():
+  table = optax_ext.structure_from_params(mlp(8, 64, 32, 1)).table(Additive())
+  lines = table.splitlines()
+  assert lines[0].split()[-1] == "scale"
+  assert [line.split()[-1] for line in lines[1:-1:2]] == ["1", "0.05", "1.95"]
+  assert lines[-1] == "3 layers deep"
+  assert "scale" not in str(optax_ext.structure_from_params(mlp(2, 2)))
+
+
+# rules
+
+
+@given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(0.0, 1.0))
+@settings(deadline=None, max_examples=60)
+def test_additive(counts, gamma):
+  scales = Additive(gamma).scales(layers_with(counts))
+  for i, count in enumerate(counts):
+    assert scales[f"l{i}"]["kernel"] == pytest.approx(reference.additive(count, counts, gamma))
+    assert 1 - gamma <= scales[f"l{i}"]["kernel"] <= 1 + gamma
+
+
+@given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(1.0, 10.0), signed=st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_multiplicative(counts, gamma, signed):
+  scales = Multiplicative(gamma, signed).scales(layers_with(counts))
+  for i, count in enumerate(counts):
+    scale = scales[f"l{i}"]["kernel"]
+    assert scale == pytest.approx(reference.multiplicative(count, counts, gamma, signed))
+    assert (1 / gamma if signed else 1) * (1 - 1e-12) <= scale <= gamma * (1 + 1e-12)
+
+
+@given(num_layers=st.integers(1, 20), gamma=st.floats(-0.5, 10.0))
+@settings(deadline=None, max_examples=30)
+def test_by_depth(num_layers, gamma):
+  scales = ByDepth(gamma).scales(layers_with([4] * num_layers))
+  for depth in range(num_layers):
+    assert scales[f"l{depth}"]["kernel"] == pytest.approx(reference.by_depth(depth, num_layers, gamma))
+
+
+def test_published_network():
+  """8→64→32→1: the equations' factors, not those that the authors' code applied."""
+  structure = optax_ext.structure_from_params(mlp(8, 64, 32, 1))
+  for rule, want in [
+      (Additive(), [1, 0.05, 1.95]),
+      (Multiplicative(), [1, 5, 5]),
+      (Multiplicative(signed=True), [1, 0.2, 5]),
+      (ByDepth(), [2 ** (2 / 3), 2 ** (1 / 3), 1]),
+  ]:
+    scales = rule.scales(structure)
+    for part in ("kernel", "bias"):
+      assert [scales[f"Dense_{i}"][part] for i in range(3)] == pytest.approx(want)
+
+
+@pytest.mark.parametrize("rule", RULES[:3])
+@pytest.mark.parametrize("counts", [[7], [7, 7, 7], [7, 7, 9], [5, 7, 7], [1, 7, 7, 7, 100]])
+def test_degenerate_counts_give_one_at_the_median(rule, counts):
+  """c_min = c_max, median = min ≠ max, median = max: the printed formulas are 0/0."""
+  scales = rule.scales(layers_with(counts))
+  for i, count in enumerate(counts):
+    if count == np.median(counts):
+      assert scales[f"l{i}"]["kernel"] == 1
+    assert np.isfinite(scales[f"l{i}"]["kernel"])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_trees_without_layers(rule):
+  for params in ({}, {"scale": jnp.ones(3)}, jnp.ones(()), {"a": None}):
+    scales = rule.scales(optax_ext.structure_from_params(params))
+    assert all(scale == 1 for scale in jax.tree.leaves(scales))
+
+
+def test_equal_layers_give_one():
+  for rule in RULES[:3]:
+    assert all(s == 1 for s in jax.tree.leaves(rule.scales(optax_ext.structure_from_params(mlp(3, 3, 3, 3)))))
+
+
+def test_leaves_of_no_layer():
+  structure = optax_ext.structure_from_params({**mlp(8, 64, 1), "Norm": {"scale": jnp.ones(4)}})
+  for rule in RULES[:3]:
+    assert rule.scales(structure)["Norm"]["scale"] == 1
+  assert ByDepth().scales(structure)["Norm"]["scale"] == ByDepth().scales(structure)["Dense_1"]["kernel"]
+
+
+def test_mean_scale():
+  """The paper's E[S] ≥ 1 does not hold for the additive rule: 0.96 over the layers of 256-128-64-32."""
+  structure = optax_ext.structure_from_params(mlp(8, 256, 128, 64, 32, 1))
+  mean = lambda rule: np.mean([rule.scales(structure)[f"Dense_{i}"]["kernel"] for i in range(5)])
+  assert mean(Additive()) == pytest.approx(0.96, abs=0.01)
+  assert mean(Multiplicative()) > 1
+  assert mean(ByDepth()) > 1
+
+
+def test_products():
+  structure = optax_ext.structure_from_params(mlp(8, 64, 32, 1))
+  product = Additive() * ByDepth() * Multiplicative()
+  want = jax.tree.map(
+      lambda a, b, c: a * b * c, *(rule.scales(structure) for rule in (Additive(), ByDepth(), Multiplicative()))
+  )
+  assert product.scales(structure) == want
+  with pytest.raises(TypeError):
+    Additive() * 2.0
+
+
+def test_scanned_layers_get_one_scale_each():
+  """Depth along the leading axis; each scanned layer counts once in the statistics, copies as one."""
+  leaf = LeafFacts("stack/kernel", (3, 4, 4), "stack/kernel", np.array([1, 2, 3]), 16, (1,), (0,), (0,))
+  copies = LeafFacts("experts/kernel", (5, 2, 2), "experts/kernel", 4, 4, (1,), (0,))
+  first = LeafFacts("in/kernel", (8, 4), "in/kernel", 0, 32, (0,))
+  structure = Structure({"in": first, "stack": leaf, "experts": copies}, num_layers=5)
+  scale = ByDepth(1.0).scales(structure)["stack"]
+  np.testing.assert_allclose(scale, np.reshape([2**0.6, 2**0.4, 2**0.2], (3, 1, 1)))
+  counts = [32, 16, 16, 16, 4]
+  assert Additive().scales(structure)["in"] == pytest.approx(reference.additive(32, counts, 0.95))
+  assert Additive().scales(structure)["experts"] == pytest.approx(reference.additive(4, counts, 0.95))
+  tx = optax_ext.scale_by_structure(ByDepth(), structure)
+  grads = {"in": jnp.ones((8, 4)), "stack": jnp.ones((3, 4, 4)), "experts": jnp.ones((5, 2, 2))}
+  np.testing.assert_allclose(tx.update(grads, tx.init(grads))[0]["stack"][1], 2**0.4, rtol=1e-6)
+
+
+def test_rules_and_structures_can_be_copied():
+  structure = optax_ext.structure_from_params(mlp(8, 64, 1))
+  for thing in (structure, *RULES, Additive() * ByDepth()):
+    assert pickle.loads(pickle.dumps(thing)) == copy.deepcopy(thing) == thing
+  assert not any(callable(rule) for rule in [*RULES, Additive() * ByDepth()])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Additive(-0.1),
+        lambda: Additive(1.5),
+        lambda: Multiplicative(0.0),
+        lambda: Multiplicative(float("inf")),
+        lambda: ByDepth(-1.0),
+    ],
+)
+def test_gamma_outside_its_range(make):
+  with pytest.raises(ValueError, match="gamma must be a number in"):
+    make()
+
+
+# scale_by_structure
+
+
+def scaled(tx, grads):
+  return tx.update(grads, tx.init(grads))[0]
+
+
+def test_explicit_scales():
+  grads = {"a": jnp.ones((2, 3)), "b": jnp.ones(3, jnp.bfloat16), "c": None}
+  got = scaled(optax_ext.scale_by_structure({"a": np.array([[2.0], [3.0]]), "b": 0.5, "c": None}), grads)
+  np.testing.assert_array_equal(got["a"], [[2.0] * 3, [3.0] * 3])
+  np.testing.assert_array_equal(got["b"], [0.5] * 3)
+  assert got["c"] is None
+  np.testing.assert_array_equal(scaled(optax_ext.scale_by_structure(2.0), jnp.ones(3)), [2.0] * 3)
+
+
+def test_an_explicit_structure_sees_masked_leaves():
+  params = mlp(8, 64, 32, 1)
+  structure = optax_ext.structure_from_params(params)
+  visible = {"Dense_0": False, "Dense_1": True, "Dense_2": False}
+  of_all = scaled(optax.masked(optax_ext.scale_by_structure(Additive(), structure), visible), params)
+  assert float(of_all["Dense_1"]["kernel"][0, 0]) == pytest.approx(0.05)
+  of_part = scaled(optax.masked(optax_ext.scale_by_structure(Additive()), visible), params)
+  assert float(of_part["Dense_1"]["kernel"][0, 0]) == 1
+  explicit = {f"Dense_{i}": {"kernel": 2.0, "bias": 3.0} for i in range(3)}
+  assert float(scaled(optax.masked(optax_ext.scale_by_structure(explicit), visible), params)["Dense_1"]["bias"][0]) == 3
+
+
+def test_a_structure_may_know_more_than_the_optimizer_sees():
+  params = mlp(8, 64, 32, 1)
+  structure = optax_ext.structure_from_params(params)
+  got = scaled(optax_ext.scale_by_structure(Additive(), structure), {"Dense_1": params["Dense_1"]})
+  assert float(got["Dense_1"]["kernel"][0, 0]) == pytest.approx(0.05)
+  with pytest.raises(ValueError, match="structure does not match the parameters: it has nothing for 'Dense_7/bias'"):
+    scaled(optax_ext.scale_by_structure(Additive(), structure), {"Dense_7": params["Dense_1"]})
+
+
+def test_scales_that_do_not_match():
+  grads = {"a": jnp.ones((2, 3)), "b": jnp.ones(3)}
+  with pytest.raises(ValueError, match="tree of scales does not match the parameters: it has nothing for 'b'"):
+    scaled(optax_ext.scale_by_structure({"a": 1.0}), grads)
+  with pytest.raises(ValueError, match="it names 'z', which they do not have"):
+    scaled(optax_ext.scale_by_structure({"a": 1.0, "b": 1.0, "z": 1.0}), grads)
+  with pytest.raises(ValueError, match=r"scale of leaf 'b' has shape \(2, 3\), which does not broadcast"):
+    scaled(optax_ext.scale_by_structure({"a": 1.0, "b": np.ones((2, 3))}), grads)
+
+
+@pytest.mark.parametrize("bad", [None, "additive", Multiplicative, lambda structure: structure, {"a": "x"}, True, {}])
+def test_things_that_are_no_rule(bad):
+  with pytest.raises(TypeError, match="rule must be"):
+    optax_ext.scale_by_structure(bad)
+
+
+def test_things_that_are_no_structure():
+  with pytest.raises(TypeError, match="structure must be a Structure"):
+    optax_ext.scale_by_structure(Additive(), {"a": 1})

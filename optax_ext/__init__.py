@@ -5,25 +5,25 @@ from optax_ext.debias import Debias, Moments, cross_moment, nesterov, standard
 from optax_ext.moments import Ratio, Square, accelerated_ratio, adam_ratio, elementwise, scale_by_moments
 from optax_ext.paths import path_string
 from optax_ext.schedules import (
-    Gain,
-    adafactor_gain,
-    adam_gain,
-    adamnx_gain,
-    adax_gain,
-    constant_gain,
-    log_step_size,
+  Gain,
+  adafactor_gain,
+  adam_gain,
+  adamnx_gain,
+  adax_gain,
+  constant_gain,
+  log_step_size,
 )
 from optax_ext.softmax import l2_logits
 from optax_ext.storage import cast_updates
 from optax_ext.structure import (
-    Additive,
-    ByDepth,
-    LeafFacts,
-    Multiplicative,
-    Rule,
-    Structure,
-    scale_by_structure,
-    structure_from_params,
+  Additive,
+  ByDepth,
+  LeafFacts,
+  Multiplicative,
+  Rule,
+  Structure,
+  scale_by_structure,
+  structure_from_params,
 )
 from optax_ext.vectors import Axes, normalize_vectors, per_vector, project_out_params, renormalize_params
 
@@ -39,8 +39,8 @@ __all__ = [
     # schedules
     "Gain", "adafactor_gain", "adam_gain", "adamnx_gain", "adax_gain", "constant_gain", "log_step_size",
     # structure
-    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "scale_by_structure", "structure_from_params",
-    # vectors
+    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "scale_by_structure",
+    "structure_from_params", # vectors
     "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params",
     # softmax
     "l2_logits",

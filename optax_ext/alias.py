@@ -3,10 +3,9 @@
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from optax_ext.checks import check_number, check_rate, is_concrete
+from optax_ext.checks import Scalar, check_rate, is_concrete
 from optax_ext.debias import cross_moment, standard
 from optax_ext.moments import accelerated_ratio, adam_ratio, scale_by_moments
 from optax_ext.paths import map_with_paths
@@ -19,17 +18,17 @@ Mask = Any | Callable[[optax.Params], Any] | None
 
 
 def exadam(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Mask = None,
-    *,
-    nu_dtype: Any = None,
-    log_step: bool = True,
+  learning_rate: optax.ScalarOrSchedule,
+  b1: Scalar = 0.9,
+  b2: Scalar = 0.999,
+  eps: Scalar = 1e-8,
+  eps_root: Scalar = 0.0,
+  mu_dtype: Any = None,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  mask: Mask = None,
+  *,
+  nu_dtype: Any = None,
+  log_step: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
   """EXAdam: cross-moment debiasing, gradient acceleration, a logarithmic step size.
 
@@ -38,8 +37,8 @@ def exadam(
       m̃ = m/c₁·d₁                  ṽ = v/c₂·d₂                   g̃ = g/c₁·d₁
       θ ← θ − α·½·ln(2(t+1))·(m̃ + g̃)/(√(ṽ + ε̄) + ε) − α·λ·θ
 
-  At Adam's learning rate its steps are 7 to 12 times Adam's (2 to 16 times without the logarithm), so tune it: start at a
-  tenth of Adam's. Its steps depend on the gradient's scale where |g| is not large against √ε.
+  At Adam's learning rate its steps are 7 to 12 times Adam's (2 to 16 times without the logarithm), so tune it: start at
+  a tenth of Adam's. Its steps depend on the gradient's scale where |g| is not large against √ε.
 
   Args:
     learning_rate: α, a number or a schedule of the count.
@@ -77,33 +76,33 @@ def exadam(
   """
   check_rate("learning_rate", learning_rate)
   return cast_updates(
-      optax.chain(
-          scale_by_moments(
-              constant_gain(b1),
-              constant_gain(b2),
-              debias=cross_moment(b1, b2, eps),
-              ratio=accelerated_ratio(eps, eps_root),
-              mu_dtype=mu_dtype,
-              nu_dtype=nu_dtype,
-          ),
-          optax.scale_by_schedule(log_step_size()) if log_step else optax.identity(),
-          _decay(weight_decay, mask),
-          optax.scale_by_learning_rate(learning_rate),
-      )
+    optax.chain(
+      scale_by_moments(
+        constant_gain(b1),
+        constant_gain(b2),
+        debias=cross_moment(b1, b2, eps),
+        ratio=accelerated_ratio(eps, eps_root),
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+      ),
+      optax.scale_by_schedule(log_step_size()) if log_step else optax.identity(),
+      _decay(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+    )
   )
 
 
 def adamnx(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.99,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: optax.ScalarOrSchedule = 0.01,
-    mask: Mask = None,
-    *,
-    nu_dtype: Any = None,
+  learning_rate: optax.ScalarOrSchedule,
+  b1: Scalar = 0.9,
+  b2: Scalar = 0.99,
+  eps: Scalar = 1e-8,
+  eps_root: Scalar = 0.0,
+  mu_dtype: Any = None,
+  weight_decay: optax.ScalarOrSchedule = 0.01,
+  mask: Mask = None,
+  *,
+  nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """AdamNX: a second-moment decay rate that tends to 1, so that Adam turns into SGD with momentum.
 
@@ -149,29 +148,29 @@ def adamnx(
   """
   check_rate("learning_rate", learning_rate)
   return cast_updates(
-      optax.chain(
-          scale_by_moments(
-              adam_gain(b1), adamnx_gain(b2), ratio=adam_ratio(eps, eps_root), mu_dtype=mu_dtype, nu_dtype=nu_dtype
-          ),
-          _decay(weight_decay, mask),
-          optax.scale_by_learning_rate(learning_rate),
-      )
+    optax.chain(
+      scale_by_moments(
+        adam_gain(b1), adamnx_gain(b2), ratio=adam_ratio(eps, eps_root), mu_dtype=mu_dtype, nu_dtype=nu_dtype
+      ),
+      _decay(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+    )
   )
 
 
 def caadam(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    mu_dtype: Any = None,
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    mask: Mask = None,
-    *,
-    rule: Any = Multiplicative(),  # noqa: B008 (frozen)
-    structure: Structure | None = None,
-    nu_dtype: Any = None,
+  learning_rate: optax.ScalarOrSchedule,
+  b1: Scalar = 0.9,
+  b2: Scalar = 0.999,
+  eps: Scalar = 1e-8,
+  eps_root: Scalar = 0.0,
+  mu_dtype: Any = None,
+  weight_decay: optax.ScalarOrSchedule = 0.0,
+  mask: Mask = None,
+  *,
+  rule: Any = Multiplicative(),  # noqa: B008 (frozen)
+  structure: Structure | None = None,
+  nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """CaAdam: Adam with a step size for each layer, set by its connections or its depth.
 
@@ -179,8 +178,8 @@ def caadam(
       m̂ = m/(1 − β₁ᵗ)              v̂ = v/(1 − β₂ᵗ)
       θ ← θ − α·S·m̂/(√(v̂ + ε̄) + ε) − α·λ·θ
 
-  S comes from the rule: `Additive`, `Multiplicative`, `ByDepth` (γ = 0.95, 5 and 1 by default). Look at it before training,
-  with `print(structure_from_params(params).table(rule))`.
+  S comes from the rule: `Additive`, `Multiplicative`, `ByDepth` (γ = 0.95, 5 and 1 by default). Look at it before
+  training, with `print(structure_from_params(params).table(rule))`.
 
   Args:
     learning_rate: α, a number or a schedule of the count.
@@ -218,34 +217,34 @@ def caadam(
   """
   check_rate("learning_rate", learning_rate)
   return cast_updates(
-      optax.chain(
-          scale_by_moments(
-              constant_gain(b1),
-              constant_gain(b2),
-              debias=standard(b1, b2),
-              ratio=adam_ratio(eps, eps_root),
-              mu_dtype=mu_dtype,
-              nu_dtype=nu_dtype,
-          ),
-          scale_by_structure(rule, structure),
-          _decay(weight_decay, mask),
-          optax.scale_by_learning_rate(learning_rate),
-      )
+    optax.chain(
+      scale_by_moments(
+        constant_gain(b1),
+        constant_gain(b2),
+        debias=standard(b1, b2),
+        ratio=adam_ratio(eps, eps_root),
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+      ),
+      scale_by_structure(rule, structure),
+      _decay(weight_decay, mask),
+      optax.scale_by_learning_rate(learning_rate),
+    )
   )
 
 
 def nd_adam(
-    learning_rate: optax.ScalarOrSchedule,
-    b1: jax.typing.ArrayLike = 0.9,
-    b2: jax.typing.ArrayLike = 0.999,
-    eps: jax.typing.ArrayLike = 1e-8,
-    eps_root: jax.typing.ArrayLike = 0.0,
-    mu_dtype: Any = None,
-    *,
-    vector_learning_rate: optax.ScalarOrSchedule | None = None,
-    axes: Axes = None,
-    structure: Structure | None = None,
-    nu_dtype: Any = None,
+  learning_rate: optax.ScalarOrSchedule,
+  b1: Scalar = 0.9,
+  b2: Scalar = 0.999,
+  eps: Scalar = 1e-8,
+  eps_root: Scalar = 0.0,
+  mu_dtype: Any = None,
+  *,
+  vector_learning_rate: optax.ScalarOrSchedule | None = None,
+  axes: Axes = None,
+  structure: Structure | None = None,
+  nu_dtype: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
   """ND-Adam: weight vectors of unit length, moved along the sphere, with one second moment each.
 
@@ -253,11 +252,12 @@ def nd_adam(
       m̂ = m/(1 − β₁ᵗ)              v̂ = v/(1 − β₂ᵗ)
       w̄ = w − α_v·m̂/(√(v̂ + ε̄) + ε)                             w ← w̄/‖w̄‖
 
-  Leaves that hold no vectors (biases, norms) take Adam's step with α. Start from `normalize_vectors(params, axes)`, as the
-  algorithm does. Nothing may follow in a chain: it would break the unit length.
+  Leaves that hold no vectors (biases, norms) take Adam's step with α. Start from `normalize_vectors(params, axes)`, as
+  the algorithm does. Nothing may follow in a chain: it would break the unit length.
 
-  The method rests on a condition: that each unit is followed by a normaliser of its own (batch norm), so that the length
-  of its vector has no effect. Give the kernels where that does not hold (output, embedding, attention) the axes `None`.
+  The method rests on a condition: that each unit is followed by a normaliser of its own (batch norm), so that the
+  length of its vector has no effect. Give the kernels where that does not hold (output, embedding, attention) the axes
+  `None`.
 
   Args:
     learning_rate: α of the scalars, a number or a schedule of the count.
@@ -267,8 +267,8 @@ def nd_adam(
     eps_root: ε̄ ≥ 0, inside the root.
     mu_dtype: Stores m; by default the parameters' dtype.
     vector_learning_rate: α_v of the vectors, a number or a schedule; by default 50·α, a schedule included.
-    axes: The axes that each vector runs along: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree
-      of such values like the parameters, or one tuple for all. By default taken from `structure`.
+    axes: The axes that each vector runs along: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a
+      tree of such values like the parameters, or one tuple for all. By default taken from `structure`.
     structure: Facts about the network, whose contracting axes are used; by default those of `structure_from_params`.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
 
@@ -276,9 +276,9 @@ def nd_adam(
     A `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not a number, or outside its range; axes are not tuples of ints, or name an axis
-      that a leaf does not have; both `axes` and `structure` are given; a parameter is not of floating or complex numbers
-      (at init); `params` is missing (at update).
+    TypeError, ValueError: an argument is not a number, or outside its range; axes are not tuples of ints, or name an
+      axis that a leaf does not have; both `axes` and `structure` are given; a parameter is not of floating or complex
+      numbers (at init); `params` is missing (at update).
 
   Example:
     >>> import jax.numpy as jnp
@@ -316,21 +316,21 @@ def nd_adam(
     return lambda tree: map_with_paths(is_kind, tree)
 
   return cast_updates(
-      optax.chain(
-          project_out_params(axes),
-          scale_by_moments(
-              constant_gain(b1),
-              constant_gain(b2),
-              debias=standard(b1, b2),
-              ratio=adam_ratio(eps, eps_root),
-              square=per_vector(axes),
-              mu_dtype=mu_dtype,
-              nu_dtype=nu_dtype,
-          ),
-          optax.masked(optax.scale_by_learning_rate(vector_learning_rate), of_kind(vector=True)),
-          optax.masked(optax.scale_by_learning_rate(learning_rate), of_kind(vector=False)),
-          renormalize_params(axes),
-      )
+    optax.chain(
+      project_out_params(axes),
+      scale_by_moments(
+        constant_gain(b1),
+        constant_gain(b2),
+        debias=standard(b1, b2),
+        ratio=adam_ratio(eps, eps_root),
+        square=per_vector(axes),
+        mu_dtype=mu_dtype,
+        nu_dtype=nu_dtype,
+      ),
+      optax.masked(optax.scale_by_learning_rate(vector_learning_rate), of_kind(vector=True)),
+      optax.masked(optax.scale_by_learning_rate(learning_rate), of_kind(vector=False)),
+      renormalize_params(axes),
+    )
   )
 
 

@@ -6,16 +6,18 @@ Only Python and NumPy scalars are looked at. A `jax.Array`, concrete or traced, 
 
 import math
 import numbers
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import numpy as np
 
+Scalar = float | jax.Array
 
-def is_concrete(value: Any) -> bool:
+
+def is_concrete(value: Any) -> TypeGuard[float]:
   """Whether `value` is a Python or NumPy number whose value may be read while building."""
   if isinstance(value, np.ndarray):
-    return value.ndim == 0 and np.issubdtype(value.dtype, np.floating | np.integer)
+    return value.ndim == 0 and value.dtype.kind in "fiu"
   return isinstance(value, numbers.Real | np.floating | np.integer) and not isinstance(value, bool | np.bool_)
 
 
@@ -44,6 +46,6 @@ def check_rate(name: str, value: Any) -> None:
       check_number(name, value)
     except TypeError:
       raise TypeError(
-          f"{name} must be a number in [0, inf) or a schedule (a callable of the step count), but was {value!r} of "
-          f"type {type(value).__name__}."
+        f"{name} must be a number in [0, inf) or a schedule (a callable of the step count), but was {value!r} of "
+        f"type {type(value).__name__}."
       ) from None

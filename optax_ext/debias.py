@@ -1,7 +1,7 @@
 """Debiasing: what is done to the moments of a step before they form the update.
 
-A **debias rule** takes the step t ≥ 1, computes its scalars once, and returns a function that maps the `Moments` of every
-leaf. It plugs into `scale_by_moments`, where a moving average that starts at 0 needs it.
+A **debias rule** takes the step t ≥ 1, computes its scalars once, and returns a function that maps the `Moments` of
+every leaf. It plugs into `scale_by_moments`, where a moving average that starts at 0 needs it.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_ext.checks import check_number
+from optax_ext.checks import Scalar, check_number
 from optax_ext.schedules import decay_power, one_minus_decay_power
 
 
@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 Debias = Callable[[Any], Callable[[Moments], Moments]]
 
 
-def standard(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
+def standard(b1: Scalar, b2: Scalar) -> Debias:
   """Adam's bias correction.
 
       ĝ = g/c₁     m̂ = m/c₁     v̂ = v/c₂,     cᵢ = 1 − βᵢᵗ
@@ -64,7 +64,7 @@ def standard(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
   return rule
 
 
-def cross_moment(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.typing.ArrayLike = 1e-8) -> Debias:
+def cross_moment(b1: Scalar, b2: Scalar, eps: Scalar = 1e-8) -> Debias:
   """EXAdam's debiasing, in which each moment corrects the other.
 
       d₁ = 1 + β₂ᵗ·v/(v+ε)     d₂ = 1 + β₁ᵗ·m²/(m²+ε)
@@ -111,7 +111,7 @@ def cross_moment(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike, eps: jax.ty
   return rule
 
 
-def nesterov(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
+def nesterov(b1: Scalar, b2: Scalar) -> Debias:
   """Nadam's moments, whose sum mean + grad is Nesterov's numerator; use it with `accelerated_ratio`.
 
       ĝ = (1−β₁)·g/(1−β₁ᵗ)     m̂ = β₁·m/(1−β₁ᵗ⁺¹)     v̂ = v/(1−β₂ᵗ)
@@ -141,7 +141,9 @@ def nesterov(b1: jax.typing.ArrayLike, b2: jax.typing.ArrayLike) -> Debias:
   def rule(t: Any) -> Callable[[Moments], Moments]:
     corrected = correct(t)
     grad_weight = jnp.asarray(1 - b1, jnp.result_type(float))
-    mean_weight = b1 * one_minus_decay_power(b1, t) / one_minus_decay_power(b1, jnp.asarray(t, jnp.result_type(float)) + 1)
+    mean_weight = (
+      b1 * one_minus_decay_power(b1, t) / one_minus_decay_power(b1, jnp.asarray(t, jnp.result_type(float)) + 1)
+    )
 
     def debias(moments: Moments) -> Moments:
       g, m, v = corrected(moments)
@@ -157,7 +159,7 @@ def abs_sq(x: jax.Array) -> jax.Array:
   return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x * x
 
 
-def _fraction(x: jax.Array, eps: jax.typing.ArrayLike) -> jax.Array:
+def _fraction(x: jax.Array, eps: Scalar) -> jax.Array:
   """x/(x+ε) for x ≥ 0, written so that it is 0 at x = 0 and 1 at x = ∞, whatever ε ≥ 0."""
   eps = jnp.maximum(jnp.asarray(eps, x.dtype), jnp.finfo(x.dtype).tiny)
   return 1 - eps / (x + eps)

@@ -46,15 +46,16 @@ class BatchNormLogits(nn.Module):
 
   @nn.compact
   def __call__(self, logits: jax.Array, use_running_average: bool) -> jax.Array:
+    """Normalised logits; `use_running_average` is False in training."""
     normalized = nn.BatchNorm(
-        use_running_average=use_running_average,
-        momentum=self.momentum,
-        epsilon=self.epsilon,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        axis_name=self.axis_name,
-        use_scale=False,
-        use_bias=False,
+      use_running_average=use_running_average,
+      momentum=self.momentum,
+      epsilon=self.epsilon,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      axis_name=self.axis_name,
+      use_scale=False,
+      use_bias=False,
     )(logits)
     shift = self.param("bias", nn.initializers.zeros_init(), (logits.shape[-1],), self.param_dtype)
     return self.scale * normalized + jnp.asarray(shift, normalized.dtype)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext.checks import check_number
+from optax_ext.checks import Scalar, check_number
 from optax_ext.debias import Debias, Moments, abs_sq
 from optax_ext.paths import map_with_paths
 from optax_ext.schedules import Gain
@@ -17,7 +17,7 @@ Ratio = Callable[[Moments], jax.Array]
 Square = Callable[[str, jax.Array], jax.Array]
 
 
-def adam_ratio(eps: jax.typing.ArrayLike = 1e-8, eps_root: jax.typing.ArrayLike = 0.0) -> Ratio:
+def adam_ratio(eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> Ratio:
   """Adam's direction, m/(√(v + ε̄) + ε).
 
   Args:
@@ -40,7 +40,7 @@ def adam_ratio(eps: jax.typing.ArrayLike = 1e-8, eps_root: jax.typing.ArrayLike 
   return _over_root(lambda moments: moments.mean, eps, eps_root)
 
 
-def accelerated_ratio(eps: jax.typing.ArrayLike = 1e-8, eps_root: jax.typing.ArrayLike = 0.0) -> Ratio:
+def accelerated_ratio(eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> Ratio:
   """EXAdam's direction, (m + g)/(√(v + ε̄) + ε): the newest gradient counts once more.
 
   With the moments that `cross_moment` makes this is EXAdam's m̃ + g̃, with those of `nesterov` Nadam's numerator.
@@ -72,14 +72,14 @@ def elementwise(path: str, grad: jax.Array) -> jax.Array:
 
 
 def scale_by_moments(
-    mean_gain: Gain,
-    square_gain: Gain,
-    *,
-    debias: Debias | None = None,
-    ratio: Ratio | None = None,
-    square: Square = elementwise,
-    mu_dtype: Any = None,
-    nu_dtype: Any = None,
+  mean_gain: Gain,
+  square_gain: Gain,
+  *,
+  debias: Debias | None = None,
+  ratio: Ratio | None = None,
+  square: Square = elementwise,
+  mu_dtype: Any = None,
+  nu_dtype: Any = None,
 ) -> optax.GradientTransformation:
   """Replaces the gradient by a ratio of its moments, which are moving averages with time-varying gains.
 
@@ -91,8 +91,8 @@ def scale_by_moments(
   Args:
     mean_gain: w₁, from the int32 step t ≥ 1 to a scalar; see `constant_gain`, `adam_gain`.
     square_gain: w₂, likewise; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
-    debias: Corrects the moments for their start at 0: `standard`, `cross_moment`, `nesterov`; `None` leaves them as they
-      are, which is right for gains with w(1) = 1.
+    debias: Corrects the moments for their start at 0: `standard`, `cross_moment`, `nesterov`; `None` leaves them as
+      they are, which is right for gains with w(1) = 1.
     ratio: Makes the update of the moments; `adam_ratio()` by default.
     square: From a leaf's path and gradient to what v averages: a real array that broadcasts against the gradient and is
       0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
@@ -100,8 +100,8 @@ def scale_by_moments(
     nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
 
   Returns:
-    A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`; count is int32, starts at 0 and stays at its
-    largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
+    A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`; count is int32, starts at 0 and stays at
+    its largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
 
   Raises:
     TypeError: at init, for a parameter that is not an array of floating or complex numbers; its path is named.
@@ -143,12 +143,14 @@ def scale_by_moments(
     nu = map_with_paths(zero_square, params)
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
-  def update(
-      updates: optax.Updates, state: optax.ScaleByAdamState, params: optax.Params | None = None
-  ) -> tuple[optax.Updates, optax.ScaleByAdamState]:
+  def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
     del params
     t = optax.safe_increment(state.count)
-    mean_weight, square_weight, corrected = mean_gain(t), square_gain(t), debias(t) if debias else lambda moments: moments
+    mean_weight, square_weight, corrected = (
+      mean_gain(t),
+      square_gain(t),
+      debias(t) if debias else lambda moments: moments,
+    )
 
     def step(path: str, grad: Any, mu: Any, nu: Any) -> _Step:
       if grad is None:
@@ -163,7 +165,7 @@ def scale_by_moments(
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
     updates, mu, nu = (
-        jax.tree.map(lambda step, i=i: step[i], steps, is_leaf=lambda node: isinstance(node, _Step)) for i in range(3)
+      jax.tree.map(lambda step, i=i: step[i], steps, is_leaf=lambda node: isinstance(node, _Step)) for i in range(3)
     )
     return updates, optax.ScaleByAdamState(count=t, mu=mu, nu=nu)
 
@@ -177,7 +179,7 @@ class _Step(NamedTuple):
 
 
 def _average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
-  """a + w·(x − a), which keeps its accuracy as w → 0; an overflowed average stays infinite, where ∞ − ∞ would be NaN."""
+  """The average a + w·(x − a), accurate as w → 0; an overflow stays infinite, where ∞ − ∞ would be NaN."""
   return jnp.where(jnp.isinf(average), average, average + weight * (value - average))
 
 

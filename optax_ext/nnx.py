@@ -36,31 +36,32 @@ class BatchNormLogits(nnx.Module):
   """
 
   def __init__(
-      self,
-      num_classes: int,
-      *,
-      scale: float = 2.5,
-      momentum: float = 0.9,
-      epsilon: float = 1e-3,
-      dtype: Any = None,
-      param_dtype: Any = jnp.float32,
-      axis_name: str | None = None,
-      rngs: nnx.Rngs,
+    self,
+    num_classes: int,
+    *,
+    scale: float = 2.5,
+    momentum: float = 0.9,
+    epsilon: float = 1e-3,
+    dtype: Any = None,
+    param_dtype: Any = jnp.float32,
+    axis_name: str | None = None,
+    rngs: nnx.Rngs,
   ):
     self.scale = scale
     self.norm = nnx.BatchNorm(
-        num_classes,
-        momentum=momentum,
-        epsilon=epsilon,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        axis_name=axis_name,
-        use_scale=False,
-        use_bias=False,
-        rngs=rngs,
+      num_classes,
+      momentum=momentum,
+      epsilon=epsilon,
+      dtype=dtype,
+      param_dtype=param_dtype,
+      axis_name=axis_name,
+      use_scale=False,
+      use_bias=False,
+      rngs=rngs,
     )
     self.bias = nnx.Param(jnp.zeros((num_classes,), param_dtype))
 
   def __call__(self, logits: jax.Array, use_running_average: bool | None = None) -> jax.Array:
+    """Normalised logits; by default with the batch's statistics in training and the running ones in evaluation."""
     normalized = self.norm(logits, use_running_average=use_running_average)
     return self.scale * normalized + jnp.asarray(self.bias[...], normalized.dtype)

@@ -13,9 +13,9 @@ from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr
 def path_string(path: KeyPath) -> str:
   """The path of a leaf as one string, `"block/3/kernel"`.
 
-  Boxed parameters (Flax's `nn.Partitioned`, the variables of an NNX state) end in an attribute `value` when an optimizer
-  is initialised and do not when it is updated, and linen wraps its parameters in a dict with the one key `params`. Both
-  are left out, so that one leaf has one name.
+  Boxed parameters (Flax's `nn.Partitioned`, the variables of an NNX state) end in an attribute `value` when an
+  optimizer is initialised and do not when it is updated, and linen wraps its parameters in a dict with the one key
+  `params`. Both are left out, so that one leaf has one name.
 
   >>> path_string((DictKey("params"), DictKey("Dense_0"), DictKey("kernel"), GetAttrKey("value")))
   'Dense_0/kernel'
@@ -34,13 +34,15 @@ def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
   ['Conv_0/bias', 'Dense_2/bias', 'Dense_10/bias']
   """
   parts = re.split(r"(\d+|/)", path)
-  return tuple((0, 0, "") if part == "/" else (1, int(part), "") if part.isdigit() else (2, 0, part) for part in parts if part)
+  return tuple(
+    (0, 0, "") if part == "/" else (1, int(part), "") if part.isdigit() else (2, 0, part) for part in parts if part
+  )
 
 
 def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-  """`jax.tree.map(f, tree, *rest)` where `f` takes the leaf's path string first; `None` leaves of `tree` reach `f` too."""
+  """`jax.tree.map(f, tree, *rest)` where `f` takes the path string first; `None` leaves of `tree` reach `f` too."""
   return jax.tree_util.tree_map_with_path(
-      lambda path, *leaves: f(path_string(path), *leaves), tree, *rest, is_leaf=lambda leaf: leaf is None
+    lambda path, *leaves: f(path_string(path), *leaves), tree, *rest, is_leaf=lambda leaf: leaf is None
   )
 
 
@@ -59,13 +61,17 @@ def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str
 
 
 def check_paths(what: str, given: Iterable[str], tree: Any, *, more: bool = False) -> None:
-  """Raises `ValueError` unless `given` names every leaf of `tree` and, but for masked ones or with `more`, nothing else."""
+  """Raises `ValueError` unless `given` names every leaf of `tree` and, masked ones and `more` aside, no others."""
   nodes = by_path(tree, lambda node: isinstance(node, optax.MaskedNode))
   hidden = [path for path, node in nodes.items() if isinstance(node, optax.MaskedNode)]
   given = set(given)
   missing = nodes.keys() - set(hidden) - given
   unknown = set() if more else {p for p in given - nodes.keys() if not any(_beneath(p, node) for node in hidden)}
-  problems = ["it has nothing for " + _listed(missing)] * bool(missing) + ["it names " + _listed(unknown) + ", which they do not have"] * bool(unknown)
+  problems = []
+  if missing:
+    problems.append(f"it has nothing for {_listed(missing)}")
+  if unknown:
+    problems.append(f"it names {_listed(unknown)}, which they do not have")
   if problems:
     raise ValueError(f"{what} does not match the parameters: {' and '.join(problems)}.")
 

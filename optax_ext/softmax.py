@@ -7,12 +7,12 @@ The L2 penalty is here. Batch-normalised logits are a Flax layer, `BatchNormLogi
 import jax
 import jax.numpy as jnp
 
-from optax_ext.checks import check_number
+from optax_ext.checks import Scalar, check_number
 from optax_ext.debias import abs_sq
 from optax_ext.storage import arithmetic_dtype
 
 
-def l2_logits(logits: jax.Array, weight: jax.typing.ArrayLike = 1e-3) -> jax.Array:
+def l2_logits(logits: jax.Array, weight: Scalar = 1e-3) -> jax.Array:
   """An L2 penalty on the logits of a classifier, to be added to its loss.
 
       λ/2 · mean over the batch of Σ_c z_c²
@@ -32,8 +32,8 @@ def l2_logits(logits: jax.Array, weight: jax.typing.ArrayLike = 1e-3) -> jax.Arr
     0.625
 
   References:
-    Zhang et al., `Normalized Direction-preserving Adam <https://arxiv.org/abs/1709.04546>`_, 2017, on L2-regularised softmax;
-    λ = 1e-3 from its experiments
+    Zhang et al., `Normalized Direction-preserving Adam <https://arxiv.org/abs/1709.04546>`_, 2017, on L2-regularised
+    softmax; λ = 1e-3 from its experiments
   """
   check_number("weight", weight)
   if jnp.ndim(logits) == 0:

@@ -53,8 +53,8 @@ def check_trainable(path: str, leaf: Any) -> None:
   if not (jnp.issubdtype(dtype, jnp.inexact) if hasattr(leaf, "dtype") else isinstance(leaf, float | complex)):
     is_a = f"has dtype {dtype}" if hasattr(leaf, "dtype") else f"is of type {dtype.__name__}"
     raise TypeError(
-        f"Parameter {path!r} {is_a}, but only arrays of floating or complex numbers can be trained; hide the others with "
-        "optax.masked or optax.partition, or filter them out of the tree."
+      f"Parameter {path!r} {is_a}, but only arrays of floating or complex numbers can be trained; hide the others with "
+      "optax.masked or optax.partition, or filter them out of the tree."
     )
 
 

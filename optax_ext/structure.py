@@ -27,8 +27,8 @@ class LeafFacts:
     layer: Path of the weight whose layer it belongs to: its own for a weight, the weight's for a bias, else `None`.
     depth: Number of layers before it, from 0; for layers stacked into one leaf an int array, one axis per scan.
     connections: Weights in its layer, biases left out (a dense layer 8→64 has 512); 0 for a leaf of no layer.
-    contracting_axes: The axes that the layer sums over, so that each vector along them is one unit's input weights; `None`
-      for a leaf that is no weight.
+    contracting_axes: The axes that the layer sums over, so that each vector along them is one unit's input weights;
+      `None` for a leaf that is no weight.
     stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
     scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
   """
@@ -62,10 +62,20 @@ class Structure:
   def table(self, rule: Any = None) -> str:
     """The facts as an aligned table, with the step scale that `rule` gives each leaf."""
     scales = None if rule is None else _scales(rule, self)
-    rows = [["path", "shape", "layer", "depth", "connections", "contracting", "stacked"] + ["scale"] * (rule is not None)]
+    rows = [
+      ["path", "shape", "layer", "depth", "connections", "contracting", "stacked"] + ["scale"] * (rule is not None)
+    ]
     for facts in self.leaves():
       layer = "itself" if facts.layer == facts.path else facts.layer or "-"
-      row = [facts.path, facts.shape, layer, _brief(facts.depth), facts.connections, facts.contracting_axes, facts.stacked_axes]
+      row = [
+        facts.path,
+        facts.shape,
+        layer,
+        _brief(facts.depth),
+        facts.connections,
+        facts.contracting_axes,
+        facts.stacked_axes,
+      ]
       rows.append([str(cell) for cell in row] + ([] if scales is None else [_brief(scales[facts.path])]))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
@@ -78,11 +88,11 @@ class Structure:
 def structure_from_params(params: Any) -> Structure:
   """Facts guessed from the paths and shapes of the parameters, by fixed conventions.
 
-  Where the model itself is at hand, `structure_from_model` reads the same facts from its computation and guesses nothing.
-  The conventions:
+  Where the model itself is at hand, `structure_from_model` reads the same facts from its computation and guesses
+  nothing. The conventions:
 
-  - A leaf of two or more axes is a *weight*, and so a layer, unless its name says otherwise: `bias`, `b`, `beta`, `scale`,
-    `gamma`, `mean`, `var`, `embedding` or such a name with a suffix (`bias_ih`, `b1`).
+  - A leaf of two or more axes is a *weight*, and so a layer, unless its name says otherwise: `bias`, `b`, `beta`,
+    `scale`, `gamma`, `mean`, `var`, `embedding` or such a name with a suffix (`bias_ih`, `b1`).
   - A weight named `weight`, or `weight` with a suffix, has torch's layout (out, in, …), which Equinox shares, and is
     contracted over all axes but the first; every other weight has Flax's, (…, in, out), and is contracted over all axes
     but the last.
@@ -99,7 +109,8 @@ def structure_from_params(params: Any) -> Structure:
     A `Structure`.
 
   Example:
-    >>> params = {f"Dense_{i}": {"kernel": jnp.ones(s), "bias": jnp.ones(s[1])} for i, s in enumerate([(8, 64), (64, 1)])}
+    >>> layer = lambda a, b: {"kernel": jnp.ones((a, b)), "bias": jnp.ones(b)}
+    >>> params = {"Dense_0": layer(8, 64), "Dense_1": layer(64, 1)}
     >>> print(structure_from_params(params).table(ByDepth()))
     path            shape    layer           depth  connections  contracting  stacked  scale
     Dense_0/bias    (64,)    Dense_0/kernel  0      512          None         ()       1.414
@@ -163,7 +174,7 @@ def _name(path: str) -> str:
 
 
 class Rule(Protocol):
-  """Turns a `Structure` into a tree of step scales. A dataclass that is not callable: a callable looks like a schedule."""
+  """Turns a `Structure` into a tree of step scales. Not callable: callables look like schedules."""
 
   def scales(self, structure: Structure) -> Any:
     """A tree like the parameters, of numbers or of arrays that broadcast against the leaf."""
@@ -205,7 +216,8 @@ class Additive(_Multipliable):
     TypeError, ValueError: `gamma` is not a number in [0, 1].
 
   Example:
-    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
     >>> scales = Additive().scales(structure_from_params(params))
     >>> [round(scales[layer]["kernel"], 2) for layer in "abc"]
     [1.0, 0.05, 1.95]
@@ -231,8 +243,8 @@ class Multiplicative(_Multipliable):
       S = γ^σ,     σ = (c̃−c)/(c̃−c_min)  if c ≤ c̃,     (c−c̃)/(c_max−c̃)  otherwise
 
   with the connections c of the leaf's layer and their median c̃, minimum and maximum over the layers. As printed, σ is
-  never negative and every layer but the median one is sped up. `signed=True` makes σ negative for c > c̃, the range −1..1
-  that a comment in the authors' code promises. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
+  never negative and every layer but the median one is sped up. `signed=True` makes σ negative for c > c̃, the range
+  −1..1 that a comment in the authors' code promises. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
 
   Args:
     gamma: γ > 0; S lies in [1, γ], or in [1/γ, γ] if signed (for γ ≥ 1).
@@ -242,7 +254,8 @@ class Multiplicative(_Multipliable):
     TypeError, ValueError: `gamma` is not a number in (0, ∞).
 
   Example:
-    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
     >>> for rule in Multiplicative(), Multiplicative(signed=True):
     ...   scales = rule.scales(structure_from_params(params))
     ...   print([round(scales[layer]["kernel"], 2) for layer in "abc"])
@@ -270,7 +283,8 @@ class ByDepth(_Multipliable):
 
       S = (1 + γ)^{(d_m − (1+d))/d_m}
 
-  with the depth d of the leaf's layer, from 0, and the number of layers d_m. A leaf of no layer is scaled by its depth too.
+  with the depth d of the leaf's layer, from 0, and the number of layers d_m. A leaf of no layer is scaled by its depth
+  too.
 
   Args:
     gamma: γ > −1; negative values reverse the order.
@@ -279,7 +293,8 @@ class ByDepth(_Multipliable):
     TypeError, ValueError: `gamma` is not a number in (−1, ∞).
 
   Example:
-    >>> params = {"a": {"kernel": jnp.ones((8, 64))}, "b": {"kernel": jnp.ones((64, 32))}, "c": {"kernel": jnp.ones((32, 1))}}
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
     >>> scales = ByDepth().scales(structure_from_params(params))
     >>> [round(scales[layer]["kernel"], 3) for layer in "abc"]
     [1.587, 1.26, 1.0]
@@ -307,11 +322,14 @@ class ByDepth(_Multipliable):
 
 
 def _positions(structure: Structure) -> Any:
-  """σ of every leaf: where its layer's connections stand among all layers', from 1 (fewest) over 0 (median) to −1 (most).
+  """σ of every leaf: where its layer's connections stand among all layers', from 1 (fewest) over 0 (median) to −1
+  (most).
 
   Layers stacked by a scan count one by one, copies of a layer as one.
   """
-  counts = [facts.connections for facts in structure.leaves() if facts.layer == facts.path for _ in range(np.size(facts.depth))]
+  counts = [
+    facts.connections for facts in structure.leaves() if facts.layer == facts.path for _ in range(np.size(facts.depth))
+  ]
   if not counts:
     return jax.tree.map(lambda facts: 0.0, structure.facts)
   low, middle, high = min(counts), statistics.median(counts), max(counts)
@@ -356,7 +374,8 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
   check_rule(rule)
   if structure is not None and not isinstance(structure, Structure):
     raise TypeError(
-        f"structure must be a Structure, as structure_from_params or structure_from_model returns it, but was a {type(structure).__name__}."
+      "structure must be a Structure, as structure_from_params or structure_from_model returns it, but was a "
+      f"{type(structure).__name__}."
     )
 
   def init(params: optax.Params) -> optax.EmptyState:
@@ -366,7 +385,9 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     del params
     scales = _scales(rule, structure or structure_from_params(updates))
-    check_paths("The tree of scales" if structure is None else "The structure", scales, updates, more=structure is not None)
+    check_paths(
+      "The tree of scales" if structure is None else "The structure", scales, updates, more=structure is not None
+    )
 
     def scale(path: str, update: Any) -> Any:
       if update is None:
@@ -376,8 +397,8 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
       scaled = factor * jnp.asarray(update, dtype)
       if scaled.shape != jnp.shape(update):
         raise ValueError(
-            f"The scale of leaf {path!r} has shape {factor.shape}, which does not broadcast to the leaf's "
-            f"{jnp.shape(update)}; give a number or an array with size 1 along the other axes."
+          f"The scale of leaf {path!r} has shape {factor.shape}, which does not broadcast to the leaf's "
+          f"{jnp.shape(update)}; give a number or an array with size 1 along the other axes."
         )
       return scaled
 
@@ -389,11 +410,13 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
 def check_rule(rule: Any) -> None:
   """Raises `TypeError` unless `rule` is a rule or a tree of numbers."""
   leaves = jax.tree.leaves(rule)
-  numbers = all(isinstance(leaf, float | int | np.ndarray | np.number | jax.Array) and not isinstance(leaf, bool) for leaf in leaves)
+  numbers = all(
+    isinstance(leaf, float | int | np.ndarray | np.number | jax.Array) and not isinstance(leaf, bool) for leaf in leaves
+  )
   if not _is_rule(rule) and not (leaves and numbers):
     raise TypeError(
-        "rule must be Additive(), Multiplicative(), ByDepth(), a product of rules, or a tree of numbers like the "
-        f"parameters, but was {rule!r}."
+      "rule must be Additive(), Multiplicative(), ByDepth(), a product of rules, or a tree of numbers like the "
+      f"parameters, but was {rule!r}."
     )
 
 

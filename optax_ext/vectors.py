@@ -15,7 +15,7 @@ import optax
 
 from optax_ext.debias import abs_sq
 from optax_ext.moments import Square, elementwise
-from optax_ext.paths import by_path, map_with_paths
+from optax_ext.paths import by_path, map_with_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, leaf_dtype
 from optax_ext.structure import Structure
 
@@ -136,7 +136,9 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
     if along is None:
       return param
     w = jnp.asarray(param, arithmetic_dtype(param))
-    largest = jnp.max(jnp.abs(w), axis=along, keepdims=True, initial=0)  # squares of huge or tiny weights leave the range
+    largest = jnp.max(
+      jnp.abs(w), axis=along, keepdims=True, initial=0
+    )  # squares of huge or tiny weights leave the range
     return _unit(w / jnp.where(largest > 0, largest, 1), along).astype(leaf_dtype(param))
 
   return map_with_paths(normalize, params)
@@ -149,8 +151,8 @@ def per_vector(axes: Axes) -> Square:
     axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
 
   Returns:
-    A function for `scale_by_moments(..., square=...)`. Its sums keep the leaf's rank, with size 1 along the axes; leaves
-    whose axes are `None` have |g|² of every element.
+    A function for `scale_by_moments(..., square=...)`. Its sums keep the leaf's rank, with size 1 along the axes;
+    leaves whose axes are `None` have |g|² of every element.
 
   Raises:
     TypeError, ValueError: as `project_out_params`.
@@ -174,12 +176,13 @@ def per_vector(axes: Axes) -> Square:
 
 def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   """Any form of axes as a function of a leaf's path and the leaf, which checks what it returns."""
+  given: Callable[[str, Any], Any]
   if isinstance(axes, Structure):
     given = _lookup({facts.path: facts.contracting_axes for facts in axes.leaves()})
   elif callable(axes):
     given = axes
   elif axes is None or _is_tuple_of_ints(axes):
-    given = lambda path, leaf: axes  # noqa: E731
+    given = lambda path, leaf: axes
   else:
     table = by_path(axes, lambda node: node is None or _is_tuple_of_ints(node))
     for path, value in table.items():
@@ -194,7 +197,9 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
     ndim = jnp.ndim(leaf)
     absent = [axis for axis in value if not -ndim <= axis < ndim]
     if absent:
-      raise ValueError(f"Axes {value} were given for leaf {path!r}, but its shape {jnp.shape(leaf)} has no axis {absent[0]}.")
+      raise ValueError(
+        f"Axes {value} were given for leaf {path!r}, but its shape {jnp.shape(leaf)} has no axis {absent[0]}."
+      )
     along = tuple(sorted({axis % ndim for axis in value}))
     if len(along) < len(value):
       raise ValueError(f"Axes {value} were given for leaf {path!r}, but they name one axis twice.")
@@ -207,14 +212,19 @@ def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:
   def given(path: str, leaf: Any) -> AxesOfLeaf:
     del leaf
     if path not in table:
-      raise ValueError(f"Axes were given for {', '.join(map(repr, sorted(table)[:5]))}… but not for leaf {path!r}: add it, with None for a scalar.")
+      known = ", ".join(map(repr, sorted(table, key=natural_key)[:5]))
+      raise ValueError(
+        f"Axes were given for {known} and so on, but not for leaf {path!r}: add it, with None for scalars."
+      )
     return table[path]
 
   return given
 
 
 def _is_tuple_of_ints(value: Any) -> bool:
-  return type(value) is tuple and all(isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in value)
+  return type(value) is tuple and all(
+    isinstance(axis, int | np.integer) and not isinstance(axis, bool) for axis in value
+  )
 
 
 def _check_axes(path: str, value: Any) -> None:
@@ -224,14 +234,14 @@ def _check_axes(path: str, value: Any) -> None:
 
 
 def _stateless_with_params(
-    name: str, f: Callable[[str, jax.Array, jax.Array], jax.Array]
+  name: str, f: Callable[[str, jax.Array, jax.Array], jax.Array]
 ) -> optax.GradientTransformation:
   """`optax.stateless_with_tree_map` for a function that takes the leaf's path as well."""
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     if params is None:
       raise ValueError(
-          f"{name} needs the current value of the parameters, but you are not passing `params` when calling `update`."
+        f"{name} needs the current value of the parameters, but you are not passing `params` when calling `update`."
       )
     return map_with_paths(lambda path, u, p: None if u is None else f(path, u, p), updates, params), state
 

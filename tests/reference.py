@@ -1,7 +1,7 @@
 """The four papers' equations in NumPy float64, written from the papers. Shares nothing with the library.
 
-Each function runs `steps` steps and returns the parameters after each, an array of shape (steps + 1, ...). `gradient` maps
-(t, params) to the gradient of step t ≥ 1.
+Each function runs `steps` steps and returns the parameters after each, an array of shape (steps + 1, ...). `gradient`
+maps (t, params) to the gradient of step t ≥ 1.
 """
 
 import numpy as np

@@ -5,13 +5,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optax_ext import Additive, ByDepth, Multiplicative
 from support import enable_x64, open_loop, problem, relative, run
+
+import optax_ext
+from optax_ext import Additive, ByDepth, Multiplicative
 
 STEPS, SHAPE = 1000, (6, 5)
 GRADS = open_loop(SHAPE, STEPS)
@@ -21,36 +22,39 @@ GRADIENTS = {"open": lambda t, params: GRADS[t - 1], "closed": problem(SHAPE)}
 SCHEDULE = optax.warmup_cosine_decay_schedule(0.0, 1e-2, 20, STEPS)
 
 CASES = {
-    "exadam": (optax_ext.exadam(1e-3), reference.exadam),
-    "exadam_decay": (
-        optax_ext.exadam(3e-3, 0.85, 0.98, 1e-6, weight_decay=0.1),
-        functools.partial(reference.exadam, lr=3e-3, b1=0.85, b2=0.98, eps=1e-6, decay=0.1),
-    ),
-    "exadam_nolog": (optax_ext.exadam(1e-3, log_step=False), functools.partial(reference.exadam, log_step=False)),
-    "exadam_eps_root": (
-        optax_ext.exadam(1e-3, eps=1e-4, eps_root=1e-3),
-        functools.partial(reference.exadam, eps=1e-4, eps_root=1e-3),
-    ),
-    "adamnx": (optax_ext.adamnx(1e-3), reference.adamnx),
-    "adamnx_b2": (
-        optax_ext.adamnx(3e-3, 0.8, 0.9, 1e-6, weight_decay=0.0),
-        functools.partial(reference.adamnx, lr=3e-3, b1=0.8, b2=0.9, eps=1e-6, decay=0.0),
-    ),
-    "adamnx_eps_root": (
-        optax_ext.adamnx(1e-3, eps_root=1e-3),
-        functools.partial(reference.adamnx, eps_root=1e-3),
-    ),
-    "caadam": (optax_ext.caadam(1e-3, rule=0.37), functools.partial(reference.caadam, scale=0.37)),
-    "caadam_decay": (
-        optax_ext.caadam(3e-3, 0.85, 0.98, 1e-6, weight_decay=0.1, rule=5.0),
-        functools.partial(reference.caadam, scale=5.0, lr=3e-3, b1=0.85, b2=0.98, eps=1e-6, decay=0.1),
-    ),
-    "nd_adam": (optax_ext.nd_adam(1e-3, axes=(0,)), functools.partial(reference.nd_adam, axes=(0,))),
-    "nd_adam_rate": (
-        optax_ext.nd_adam(1.0, 0.8, 0.99, 1e-4, vector_learning_rate=0.01, axes=(1,)),
-        functools.partial(reference.nd_adam, axes=(1,), lr=0.01, b1=0.8, b2=0.99, eps=1e-4),
-    ),
-    "nd_adam_scalars": (optax_ext.nd_adam(1e-3, axes=lambda path, leaf: None), functools.partial(reference.caadam, scale=1)),
+  "exadam": (optax_ext.exadam(1e-3), reference.exadam),
+  "exadam_decay": (
+    optax_ext.exadam(3e-3, 0.85, 0.98, 1e-6, weight_decay=0.1),
+    functools.partial(reference.exadam, lr=3e-3, b1=0.85, b2=0.98, eps=1e-6, decay=0.1),
+  ),
+  "exadam_nolog": (optax_ext.exadam(1e-3, log_step=False), functools.partial(reference.exadam, log_step=False)),
+  "exadam_eps_root": (
+    optax_ext.exadam(1e-3, eps=1e-4, eps_root=1e-3),
+    functools.partial(reference.exadam, eps=1e-4, eps_root=1e-3),
+  ),
+  "adamnx": (optax_ext.adamnx(1e-3), reference.adamnx),
+  "adamnx_b2": (
+    optax_ext.adamnx(3e-3, 0.8, 0.9, 1e-6, weight_decay=0.0),
+    functools.partial(reference.adamnx, lr=3e-3, b1=0.8, b2=0.9, eps=1e-6, decay=0.0),
+  ),
+  "adamnx_eps_root": (
+    optax_ext.adamnx(1e-3, eps_root=1e-3),
+    functools.partial(reference.adamnx, eps_root=1e-3),
+  ),
+  "caadam": (optax_ext.caadam(1e-3, rule=0.37), functools.partial(reference.caadam, scale=0.37)),
+  "caadam_decay": (
+    optax_ext.caadam(3e-3, 0.85, 0.98, 1e-6, weight_decay=0.1, rule=5.0),
+    functools.partial(reference.caadam, scale=5.0, lr=3e-3, b1=0.85, b2=0.98, eps=1e-6, decay=0.1),
+  ),
+  "nd_adam": (optax_ext.nd_adam(1e-3, axes=(0,)), functools.partial(reference.nd_adam, axes=(0,))),
+  "nd_adam_rate": (
+    optax_ext.nd_adam(1.0, 0.8, 0.99, 1e-4, vector_learning_rate=0.01, axes=(1,)),
+    functools.partial(reference.nd_adam, axes=(1,), lr=0.01, b1=0.8, b2=0.99, eps=1e-4),
+  ),
+  "nd_adam_scalars": (
+    optax_ext.nd_adam(1e-3, axes=lambda path, leaf: None),
+    functools.partial(reference.caadam, scale=1),
+  ),
 }
 
 
@@ -92,12 +96,12 @@ def test_jit_and_eager_agree(name):
 
 COUNTS = {"Dense_0": 30, "Dense_1": 40, "Dense_2": 8}
 RULES = {
-    Additive(): lambda name, i: reference.additive(COUNTS[name], [*COUNTS.values()], 0.95),
-    Multiplicative(): lambda name, i: reference.multiplicative(COUNTS[name], [*COUNTS.values()], 5.0),
-    Multiplicative(2.0, signed=True): lambda name, i: reference.multiplicative(
-        COUNTS[name], [*COUNTS.values()], 2.0, signed=True
-    ),
-    ByDepth(): lambda name, i: reference.by_depth(i, 3, 1.0),
+  Additive(): lambda name, i: reference.additive(COUNTS[name], [*COUNTS.values()], 0.95),
+  Multiplicative(): lambda name, i: reference.multiplicative(COUNTS[name], [*COUNTS.values()], 5.0),
+  Multiplicative(2.0, signed=True): lambda name, i: reference.multiplicative(
+    COUNTS[name], [*COUNTS.values()], 2.0, signed=True
+  ),
+  ByDepth(): lambda name, i: reference.by_depth(i, 3, 1.0),
 }
 
 
@@ -105,8 +109,8 @@ RULES = {
 def test_caadam_on_an_mlp(rule):
   shapes = {"Dense_0": (6, 5), "Dense_1": (5, 8), "Dense_2": (8, 1)}
   params = {
-      name: {"kernel": np.random.default_rng(i).normal(size=shape), "bias": np.zeros(shape[1])}
-      for i, (name, shape) in enumerate(shapes.items())
+    name: {"kernel": np.random.default_rng(i).normal(size=shape), "bias": np.zeros(shape[1])}
+    for i, (name, shape) in enumerate(shapes.items())
   }
   gradients = jax.tree.map(lambda p: problem(p.shape, seed=p.size), params)
   gradient = lambda t, params: jax.tree.map(lambda f, p: f(t, p), gradients, params)
@@ -130,7 +134,7 @@ def test_caadam_with_unit_scale_is_adam():
 
 
 def test_late_exadam_without_log_step_is_quasi_hyperbolic_adam():
-  """For c₁ = c₂ = d₁ = d₂ = 1 the direction is 2·(½m + ½g)/(√v + ε): quasi-hyperbolic Adam, ν = ½, at twice the rate."""
+  """With c₁ = c₂ = d₁ = d₂ = 1 the direction is 2·(½m + ½g)/(√v + ε): quasi-hyperbolic Adam, twice the rate."""
   with enable_x64(True):
     m, v, g = (jnp.asarray(np.random.default_rng(i).uniform(0.1, 1, 8)) for i in range(3))
     tx = optax_ext.exadam(1e-3, log_step=False)
@@ -268,13 +272,13 @@ def test_vector_learning_rate_follows_a_schedule():
 
 
 EXADAM_WITH_ADAMNX_DECAY = optax.chain(
-    optax_ext.scale_by_moments(
-        optax_ext.constant_gain(0.9),
-        optax_ext.adamnx_gain(0.99),
-        debias=optax_ext.cross_moment(0.9, 0.0),
-        ratio=optax_ext.accelerated_ratio(1e-8),
-    ),
-    optax.scale_by_learning_rate(1e-3),
+  optax_ext.scale_by_moments(
+    optax_ext.constant_gain(0.9),
+    optax_ext.adamnx_gain(0.99),
+    debias=optax_ext.cross_moment(0.9, 0.0),
+    ratio=optax_ext.accelerated_ratio(1e-8),
+  ),
+  optax.scale_by_learning_rate(1e-3),
 )
 
 
@@ -329,41 +333,41 @@ def two_layers(rule):
 
 
 COMBINATIONS = {
-    "AdamNX's decay under EXAdam's debiasing": (EXADAM_WITH_ADAMNX_DECAY, oracle_exadam_with_adamnx_decay, 1e-10),
-    "EXAdam scaled by depth": (
-        optax.chain(optax_ext.exadam(1e-3), optax_ext.scale_by_structure(two_layers(ByDepth()))),
-        oracle_exadam_by_depth,
-        1e-12,
+  "AdamNX's decay under EXAdam's debiasing": (EXADAM_WITH_ADAMNX_DECAY, oracle_exadam_with_adamnx_decay, 1e-10),
+  "EXAdam scaled by depth": (
+    optax.chain(optax_ext.exadam(1e-3), optax_ext.scale_by_structure(two_layers(ByDepth()))),
+    oracle_exadam_by_depth,
+    1e-12,
+  ),
+  "ND-Adam's vectors with AdamNX's decay": (
+    optax.chain(
+      optax_ext.project_out_params((0,)),
+      optax_ext.scale_by_moments(
+        optax_ext.adam_gain(0.9), optax_ext.adamnx_gain(0.99), square=optax_ext.per_vector((0,))
+      ),
+      optax.scale_by_learning_rate(1e-2),
+      optax_ext.renormalize_params((0,)),
     ),
-    "ND-Adam's vectors with AdamNX's decay": (
-        optax.chain(
-            optax_ext.project_out_params((0,)),
-            optax_ext.scale_by_moments(
-                optax_ext.adam_gain(0.9), optax_ext.adamnx_gain(0.99), square=optax_ext.per_vector((0,))
-            ),
-            optax.scale_by_learning_rate(1e-2),
-            optax_ext.renormalize_params((0,)),
-        ),
-        oracle_nd_adam_with_adamnx_decay,
-        1e-10,
+    oracle_nd_adam_with_adamnx_decay,
+    1e-10,
+  ),
+  "all five kinds of piece": (
+    optax.chain(
+      optax_ext.project_out_params((0,)),
+      optax_ext.scale_by_moments(
+        optax_ext.constant_gain(0.9),
+        optax_ext.adamnx_gain(0.99),
+        debias=optax_ext.cross_moment(0.9, 0.0),
+        ratio=optax_ext.accelerated_ratio(),
+        square=optax_ext.per_vector((0,)),
+      ),
+      optax_ext.scale_by_structure(two_layers(ByDepth())),
+      optax.scale_by_learning_rate(optax_ext.log_step_size(1e-2)),
+      optax_ext.renormalize_params((0,)),
     ),
-    "all five kinds of piece": (
-        optax.chain(
-            optax_ext.project_out_params((0,)),
-            optax_ext.scale_by_moments(
-                optax_ext.constant_gain(0.9),
-                optax_ext.adamnx_gain(0.99),
-                debias=optax_ext.cross_moment(0.9, 0.0),
-                ratio=optax_ext.accelerated_ratio(),
-                square=optax_ext.per_vector((0,)),
-            ),
-            optax_ext.scale_by_structure(two_layers(ByDepth())),
-            optax.scale_by_learning_rate(optax_ext.log_step_size(1e-2)),
-            optax_ext.renormalize_params((0,)),
-        ),
-        oracle_all_pieces,
-        1e-10,
-    ),
+    oracle_all_pieces,
+    1e-10,
+  ),
 }
 
 
@@ -394,16 +398,16 @@ def test_signatures_are_those_of_adamw():
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize(
-    ("kwargs", "says"),
-    [
-        ({"learning_rate": -1e-3}, "learning_rate must be a number in"),
-        ({"learning_rate": float("nan")}, "learning_rate must be a number in"),
-        ({"learning_rate": 1e-3, "b1": 1.0}, "must be a number in"),
-        ({"learning_rate": 1e-3, "b2": -0.1}, "must be a number in"),
-        ({"learning_rate": 1e-3, "b2": 1.0}, "must be a number in"),
-        ({"learning_rate": 1e-3, "eps": -1e-8}, "eps must be a number in"),
-        ({"learning_rate": 1e-3, "eps_root": -1.0}, "eps_root must be a number in"),
-    ],
+  ("kwargs", "says"),
+  [
+    ({"learning_rate": -1e-3}, "learning_rate must be a number in"),
+    ({"learning_rate": float("nan")}, "learning_rate must be a number in"),
+    ({"learning_rate": 1e-3, "b1": 1.0}, "must be a number in"),
+    ({"learning_rate": 1e-3, "b2": -0.1}, "must be a number in"),
+    ({"learning_rate": 1e-3, "b2": 1.0}, "must be a number in"),
+    ({"learning_rate": 1e-3, "eps": -1e-8}, "eps must be a number in"),
+    ({"learning_rate": 1e-3, "eps_root": -1.0}, "eps_root must be a number in"),
+  ],
 )
 def test_values_outside_their_range(make, kwargs, says):
   with pytest.raises(ValueError, match=says):
@@ -413,7 +417,7 @@ def test_values_outside_their_range(make, kwargs, says):
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("bad", ["1e-3", None, [1e-3], True])
 def test_learning_rates_that_are_no_numbers(make, bad):
-  with pytest.raises(TypeError, match="learning_rate must be a number in .* or a schedule"):
+  with pytest.raises(TypeError, match=r"learning_rate must be a number in .* or a schedule"):
     make(bad)
 
 
@@ -457,7 +461,7 @@ def test_integer_parameters(make):
 def test_state_does_not_depend_on_the_amount_of_decay(make):
   """So that a checkpoint can be continued with another weight decay."""
   assert jax.tree.structure(make(1e-3, weight_decay=0.0).init(PARAMS)) == jax.tree.structure(
-      make(1e-3, weight_decay=0.1).init(PARAMS)
+    make(1e-3, weight_decay=0.1).init(PARAMS)
   )
 
 
@@ -498,11 +502,11 @@ def test_dtypes_come_back_and_stay(make, dtype):
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_odd_trees(make):
   for params in (
-      {},
-      {"a": None, "b": jnp.ones((0, 3))},
-      jnp.ones(()),
-      [jnp.ones(2), (jnp.ones((2, 2)),)],
-      {"c": jnp.ones((2, 2), jnp.complex64)},
+    {},
+    {"a": None, "b": jnp.ones((0, 3))},
+    jnp.ones(()),
+    [jnp.ones(2), (jnp.ones((2, 2)),)],
+    {"c": jnp.ones((2, 2), jnp.complex64)},
   ):
     tx = make(1e-2)
     updates, state = tx.update(params, tx.init(params), params)

@@ -4,18 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
+
+import optax_ext
 
 PARAMS = {f"Dense_{i}": {"kernel": jnp.zeros((128, 128)), "bias": jnp.zeros(128)} for i in range(5)}
 SIZE = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
 ELEMENTWISE = {
-    "exadam": optax_ext.exadam(1e-3),
-    "exadam_decay": optax_ext.exadam(optax.cosine_decay_schedule(1e-3, 100), weight_decay=0.1, log_step=False),
-    "adamnx": optax_ext.adamnx(1e-3),
-    "caadam_additive": optax_ext.caadam(1e-3, rule=optax_ext.Additive()),
-    "caadam_multiplicative": optax_ext.caadam(1e-3, weight_decay=0.1),
-    "caadam_depth": optax_ext.caadam(1e-3, rule=optax_ext.ByDepth()),
+  "exadam": optax_ext.exadam(1e-3),
+  "exadam_decay": optax_ext.exadam(optax.cosine_decay_schedule(1e-3, 100), weight_decay=0.1, log_step=False),
+  "adamnx": optax_ext.adamnx(1e-3),
+  "caadam_additive": optax_ext.caadam(1e-3, rule=optax_ext.Additive()),
+  "caadam_multiplicative": optax_ext.caadam(1e-3, weight_decay=0.1),
+  "caadam_depth": optax_ext.caadam(1e-3, rule=optax_ext.ByDepth()),
 }
 
 
@@ -73,6 +74,7 @@ def test_memory_traffic(name):
 
 def test_scalars_are_computed_once_a_step():
   """exp, log and expm1 of the step do not multiply with the leaves."""
+
   def count(tx, leaves):
     params = {str(i): jnp.zeros(3) for i in range(leaves)}
     text = str(jax.make_jaxpr(tx.update)(params, tx.init(params), params))
@@ -84,7 +86,9 @@ def test_scalars_are_computed_once_a_step():
 
 def test_state_size():
   """Two words per parameter; ND-Adam's second moment is one number per vector."""
-  state_bytes = lambda tx: sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, PARAMS)))
+  state_bytes = lambda tx: sum(
+    leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(jax.eval_shape(tx.init, PARAMS))
+  )
   for tx in ELEMENTWISE.values():
     assert state_bytes(tx) <= 8 * SIZE + 16
   np.testing.assert_allclose(state_bytes(optax_ext.nd_adam(1e-3)) / SIZE, 4, atol=0.1)

@@ -1,12 +1,13 @@
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optax_ext import Moments
 from support import enable_x64, open_loop, relative, run
+
+import optax_ext
+from optax_ext import Moments
 
 B1, B2, EPS = 0.9, 0.999, 1e-8
 
@@ -42,7 +43,10 @@ def test_worked_example_of_the_exadam_paper():
 
 
 @given(
-    m=st.floats(-1e30, 1e30), v=st.floats(0, 1e37), t=st.integers(1, 2**31 - 1), eps=st.sampled_from([0.0, 1e-8, 1e-3, 1.0])
+  m=st.floats(-1e30, 1e30),
+  v=st.floats(0, 1e37),
+  t=st.integers(1, 2**31 - 1),
+  eps=st.sampled_from([0.0, 1e-8, 1e-3, 1.0]),
 )
 @settings(deadline=None, max_examples=200)
 def test_cross_factors_lie_between_one_and_two(m, v, t, eps):
@@ -77,30 +81,32 @@ def test_nesterov_is_nadam(b1):
   steps, shape = 200, (20,)
   grads = open_loop(shape, steps)
   tx = optax.chain(
-      optax_ext.scale_by_moments(
-          optax_ext.constant_gain(b1),
-          optax_ext.constant_gain(B2),
-          debias=optax_ext.nesterov(b1, B2),
-          ratio=optax_ext.accelerated_ratio(EPS),
-      ),
-      optax.scale_by_learning_rate(1e-2),
+    optax_ext.scale_by_moments(
+      optax_ext.constant_gain(b1),
+      optax_ext.constant_gain(B2),
+      debias=optax_ext.nesterov(b1, B2),
+      ratio=optax_ext.accelerated_ratio(EPS),
+    ),
+    optax.scale_by_learning_rate(1e-2),
   )
   with enable_x64(True):
-    ours, theirs = (run(opt, np.ones(shape), lambda t, p: grads[t - 1], steps) for opt in (tx, optax.nadam(1e-2, b1=b1)))
+    ours, theirs = (
+      run(opt, np.ones(shape), lambda t, p: grads[t - 1], steps) for opt in (tx, optax.nadam(1e-2, b1=b1))
+    )
   assert relative(ours, theirs) < 1e-12
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda: optax_ext.standard(1.0, 0.9),
-        lambda: optax_ext.standard(0.9, -0.1),
-        lambda: optax_ext.cross_moment(0.9, 1.0),
-        lambda: optax_ext.cross_moment(0.9, 0.999, -1e-8),
-        lambda: optax_ext.nesterov(1.0, 0.999),
-        lambda: optax_ext.adam_ratio(-1e-8),
-        lambda: optax_ext.accelerated_ratio(1e-8, -1.0),
-    ],
+  "make",
+  [
+    lambda: optax_ext.standard(1.0, 0.9),
+    lambda: optax_ext.standard(0.9, -0.1),
+    lambda: optax_ext.cross_moment(0.9, 1.0),
+    lambda: optax_ext.cross_moment(0.9, 0.999, -1e-8),
+    lambda: optax_ext.nesterov(1.0, 0.999),
+    lambda: optax_ext.adam_ratio(-1e-8),
+    lambda: optax_ext.accelerated_ratio(1e-8, -1.0),
+  ],
 )
 def test_bad_values(make):
   with pytest.raises(ValueError, match="must be a number in"):

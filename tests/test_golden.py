@@ -1,8 +1,8 @@
 """Agreement with trajectories recorded from the authors' own programs.
 
-The recordings are not part of the project. They are looked for in the folder named by OPTAX_EXT_GOLDEN, else in a folder
-`shared/golden` beside the checkout; where there is none, one test says so. (tests/test_alias.py compares with the
-equations everywhere.)
+The recordings are not part of the project. They are looked for in the folder named by OPTAX_EXT_GOLDEN, else in a
+folder `shared/golden` beside the checkout; where there is none, one test says so. (tests/test_alias.py compares with
+the equations everywhere.)
 """
 
 import importlib.util
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
+
+import optax_ext
 from optax_ext.schedules import one_minus_decay_power
 
 GOLDEN = pathlib.Path(os.environ.get("OPTAX_EXT_GOLDEN", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
@@ -31,7 +32,8 @@ def test_recordings():
 
 def read(case):
   spec = importlib.util.spec_from_file_location("golden_common", GOLDEN / "common.py")
-  assert spec and spec.loader
+  assert spec is not None
+  assert spec.loader is not None
   common = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(common)
   meta = json.loads((GOLDEN / f"{case}.json").read_text())
@@ -63,11 +65,11 @@ def eps_before_correction(b1, b2):
 
 def moments(b1, b2, eps, **kwargs):
   return optax_ext.scale_by_moments(
-      optax_ext.constant_gain(b1),
-      optax_ext.constant_gain(b2),
-      debias=eps_before_correction(b1, b2),
-      ratio=optax_ext.adam_ratio(eps),
-      **kwargs,
+    optax_ext.constant_gain(b1),
+    optax_ext.constant_gain(b2),
+    debias=eps_before_correction(b1, b2),
+    ratio=optax_ext.adam_ratio(eps),
+    **kwargs,
   )
 
 
@@ -76,8 +78,8 @@ def project_as_written(axes):
 
   def update(updates, params):
     return {
-        k: g if axes.get(k) is None else g - jnp.sum(g * params[k], axes[k], keepdims=True) * params[k]
-        for k, g in updates.items()
+      k: g if axes.get(k) is None else g - jnp.sum(g * params[k], axes[k], keepdims=True) * params[k]
+      for k, g in updates.items()
     }
 
   return optax.stateless(update)
@@ -94,10 +96,10 @@ def optimizer(meta):
   if variant.startswith("caadam"):
     scales = {name: used["S"] for name, used in meta["scaling_used"].items()}
     return optax.chain(
-        moments(b1, b2, eps),
-        optax_ext.scale_by_structure(scales),
-        optax.add_decayed_weights(decay),
-        optax.scale_by_learning_rate(lr),
+      moments(b1, b2, eps),
+      optax_ext.scale_by_structure(scales),
+      optax.add_decayed_weights(decay),
+      optax.scale_by_learning_rate(lr),
     )
   axes = {leaf["name"]: tuple(meta["vec_axes"].get(leaf["name"], ())) or None for leaf in meta["leaves"]}
   vector = {name: along is not None for name, along in axes.items()}
@@ -107,23 +109,23 @@ def optimizer(meta):
   kwargs = {"square": optax_ext.per_vector(axes)}
   if variant == "ndadam_tf":
     tx = optax_ext.scale_by_moments(
-        optax_ext.constant_gain(b1),
-        optax_ext.constant_gain(b2),
-        debias=optax_ext.standard(b1, b2),
-        ratio=optax_ext.adam_ratio(eps),
-        **kwargs,
+      optax_ext.constant_gain(b1),
+      optax_ext.constant_gain(b2),
+      debias=optax_ext.standard(b1, b2),
+      ratio=optax_ext.adam_ratio(eps),
+      **kwargs,
     )
   else:
     tx = moments(b1, b2, eps, **kwargs)
   coupled = optax.add_decayed_weights(decay, {name: not is_vector for name, is_vector in vector.items()})
   factors = {name: h.get("vec_lr_mult", 1) if is_vector else 1 for name, is_vector in vector.items()}
   return optax.chain(
-      coupled,
-      project,
-      tx,
-      optax_ext.scale_by_structure(factors),
-      optax.scale_by_learning_rate(lr),
-      optax_ext.renormalize_params(axes),
+    coupled,
+    project,
+    tx,
+    optax_ext.scale_by_structure(factors),
+    optax.scale_by_learning_rate(lr),
+    optax_ext.renormalize_params(axes),
   )
 
 

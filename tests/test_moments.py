@@ -2,9 +2,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
 from support import enable_x64, open_loop, problem, relative, run
+
+import optax_ext
 
 B1, B2, EPS = 0.9, 0.999, 1e-8
 NARROW = [jnp.float16, jnp.bfloat16]
@@ -12,7 +13,7 @@ NARROW = [jnp.float16, jnp.bfloat16]
 
 def adam_pieces(**kwargs):
   return optax_ext.scale_by_moments(
-      optax_ext.constant_gain(B1), optax_ext.constant_gain(B2), debias=optax_ext.standard(B1, B2), **kwargs
+    optax_ext.constant_gain(B1), optax_ext.constant_gain(B2), debias=optax_ext.standard(B1, B2), **kwargs
   )
 
 
@@ -42,8 +43,8 @@ def test_complex_parameters_as_optax_adam_treats_them():
   rng = np.random.default_rng(0)
   grads = rng.normal(size=(50, 6)) + 1j * rng.normal(size=(50, 6))
   ours, theirs = (
-      run(tx, np.ones(6) + 0j, lambda t, p: grads[t - 1], 50, jnp.complex64)
-      for tx in (optax.chain(adam_pieces(), optax.scale_by_learning_rate(1e-2)), optax.adam(1e-2))
+    run(tx, np.ones(6) + 0j, lambda t, p: grads[t - 1], 50, jnp.complex64)
+    for tx in (optax.chain(adam_pieces(), optax.scale_by_learning_rate(1e-2)), optax.adam(1e-2))
   )
   np.testing.assert_allclose(ours, theirs, rtol=1e-4)
   state = adam_pieces(mu_dtype=jnp.bfloat16).init(jnp.ones(3, jnp.complex64))
@@ -161,13 +162,13 @@ def test_step_is_counted_from_one():
 def test_odd_trees_pass():
   tx = adam_pieces()
   params = {
-      "none": None,
-      "scalar": jnp.float32(2),
-      "python": 3.0,
-      "empty": jnp.ones((0, 4)),
-      "numpy": np.ones(2, np.float32),
-      "masked": optax.MaskedNode(),
-      "tuple": (jnp.ones(1), ()),
+    "none": None,
+    "scalar": jnp.float32(2),
+    "python": 3.0,
+    "empty": jnp.ones((0, 4)),
+    "numpy": np.ones(2, np.float32),
+    "masked": optax.MaskedNode(),
+    "tuple": (jnp.ones(1), ()),
   }
   state = tx.init(params)
   updates, new = tx.update(params, state)
@@ -194,14 +195,14 @@ def test_shapes_alone_are_enough_for_init():
 
 
 @pytest.mark.parametrize(
-    ("leaf", "says"),
-    [
-        (jnp.ones(2, jnp.int32), "has dtype int32"),
-        (np.array([True]), "has dtype bool"),
-        (3, "is of type int"),
-        ("text", "is of type str"),
-        (jax.random.key(0), "has dtype key"),
-    ],
+  ("leaf", "says"),
+  [
+    (jnp.ones(2, jnp.int32), "has dtype int32"),
+    (np.array([True]), "has dtype bool"),
+    (3, "is of type int"),
+    ("text", "is of type str"),
+    (jax.random.key(0), "has dtype key"),
+  ],
 )
 def test_leaves_that_cannot_be_trained(leaf, says):
   with pytest.raises(TypeError, match=f"Parameter 'a/b' {says}"):

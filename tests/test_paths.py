@@ -5,24 +5,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.tree_util import DictKey, GetAttrKey, SequenceKey
+
 from optax_ext import path_string
 from optax_ext.paths import by_path, check_paths, natural_key
 
 
 @pytest.mark.parametrize(
-    ("path", "string"),
-    [
-        ((DictKey("a"), DictKey("kernel")), "a/kernel"),
-        ((DictKey("params"), DictKey("a"), DictKey("kernel")), "a/kernel"),
-        ((DictKey("params"), DictKey("a"), DictKey("kernel"), GetAttrKey("value")), "a/kernel"),
-        ((DictKey("layers"), DictKey(0), DictKey("kernel"), GetAttrKey("value")), "layers/0/kernel"),
-        ((GetAttrKey("layers"), SequenceKey(3), GetAttrKey("weight")), "layers/3/weight"),
-        ((DictKey("attention"), DictKey("value"), DictKey("kernel")), "attention/value/kernel"),
-        ((DictKey("value"),), "value"),
-        ((DictKey("params"),), "params"),
-        ((DictKey("a"), DictKey("params"), DictKey("w")), "a/params/w"),
-        ((), ""),
-    ],
+  ("path", "string"),
+  [
+    ((DictKey("a"), DictKey("kernel")), "a/kernel"),
+    ((DictKey("params"), DictKey("a"), DictKey("kernel")), "a/kernel"),
+    ((DictKey("params"), DictKey("a"), DictKey("kernel"), GetAttrKey("value")), "a/kernel"),
+    ((DictKey("layers"), DictKey(0), DictKey("kernel"), GetAttrKey("value")), "layers/0/kernel"),
+    ((GetAttrKey("layers"), SequenceKey(3), GetAttrKey("weight")), "layers/3/weight"),
+    ((DictKey("attention"), DictKey("value"), DictKey("kernel")), "attention/value/kernel"),
+    ((DictKey("value"),), "value"),
+    ((DictKey("params"),), "params"),
+    ((DictKey("a"), DictKey("params"), DictKey("w")), "a/params/w"),
+    ((), ""),
+  ],
 )
 def test_path_string(path, string):
   assert path_string(path) == string

@@ -5,11 +5,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import enable_x64
+
+import optax_ext
 
 T = np.unique(np.round(np.logspace(0, 7, 2000)).astype(np.int64))
 
@@ -40,11 +41,11 @@ def exact_adafactor(power, t):
 
 
 GAINS = {
-    "constant": (optax_ext.constant_gain, exact_constant, [0.0, 0.5, 0.9, 0.999]),
-    "adam": (optax_ext.adam_gain, exact_adam, [0.0, 0.1, 0.9, 0.99, 0.999, 0.9999]),
-    "adamnx": (optax_ext.adamnx_gain, exact_adamnx, [0.3, 0.55, 0.7, 0.9, 0.945, 0.975, 0.99, 0.999, 0.9999]),
-    "adax": (optax_ext.adax_gain, exact_adax, [1e-6, 1e-5, 1e-4, 1.005e-4, 1e-3, 1e-2, 0.3]),
-    "adafactor": (optax_ext.adafactor_gain, exact_adafactor, [0.0, 0.5, 0.8, 1.0]),
+  "constant": (optax_ext.constant_gain, exact_constant, [0.0, 0.5, 0.9, 0.999]),
+  "adam": (optax_ext.adam_gain, exact_adam, [0.0, 0.1, 0.9, 0.99, 0.999, 0.9999]),
+  "adamnx": (optax_ext.adamnx_gain, exact_adamnx, [0.3, 0.55, 0.7, 0.9, 0.945, 0.975, 0.99, 0.999, 0.9999]),
+  "adax": (optax_ext.adax_gain, exact_adax, [1e-6, 1e-5, 1e-4, 1.005e-4, 1e-3, 1e-2, 0.3]),
+  "adafactor": (optax_ext.adafactor_gain, exact_adafactor, [0.0, 0.5, 0.8, 1.0]),
 }
 
 
@@ -115,7 +116,7 @@ def test_adamnx_is_adax(b2, t):
   beta = math.expm1(-(1 - b2) * math.log(b2))
   exponent = t * math.log1p(beta)
   np.testing.assert_allclose(
-      optax_ext.adamnx_gain(b2)(t), optax_ext.adax_gain(beta)(t), rtol=2e-6 + 2e-7 * exponent, atol=1e-37
+    optax_ext.adamnx_gain(b2)(t), optax_ext.adax_gain(beta)(t), rtol=2e-6 + 2e-7 * exponent, atol=1e-37
   )
 
 
@@ -168,29 +169,29 @@ def test_log_step_size():
 
 
 @pytest.mark.parametrize(
-    "inner", [optax.linear_schedule(0.0, 1.0, 10), optax.warmup_cosine_decay_schedule(0.0, 1.0, 5, 20)]
+  "inner", [optax.linear_schedule(0.0, 1.0, 10), optax.warmup_cosine_decay_schedule(0.0, 1.0, 5, 20)]
 )
 def test_log_step_size_multiplies_schedules(inner):
   for count in range(0, 25, 3):
     assert float(optax_ext.log_step_size(inner)(count)) == pytest.approx(
-        float(inner(count)) * math.log(2 * (count + 2)) / 2, rel=1e-6
+      float(inner(count)) * math.log(2 * (count + 2)) / 2, rel=1e-6
     )
 
 
 @pytest.mark.parametrize(
-    ("make", "bad"),
-    [
-        (optax_ext.constant_gain, 1.0),
-        (optax_ext.constant_gain, -0.1),
-        (optax_ext.adam_gain, 1.5),
-        (optax_ext.adam_gain, float("nan")),
-        (optax_ext.adamnx_gain, 0.0),
-        (optax_ext.adamnx_gain, 1.0),
-        (optax_ext.adax_gain, 0.0),
-        (optax_ext.adax_gain, np.float32(-1)),
-        (optax_ext.adafactor_gain, -0.5),
-        (optax_ext.log_step_size, -1e-3),
-    ],
+  ("make", "bad"),
+  [
+    (optax_ext.constant_gain, 1.0),
+    (optax_ext.constant_gain, -0.1),
+    (optax_ext.adam_gain, 1.5),
+    (optax_ext.adam_gain, float("nan")),
+    (optax_ext.adamnx_gain, 0.0),
+    (optax_ext.adamnx_gain, 1.0),
+    (optax_ext.adax_gain, 0.0),
+    (optax_ext.adax_gain, np.float32(-1)),
+    (optax_ext.adafactor_gain, -0.5),
+    (optax_ext.log_step_size, -1e-3),
+  ],
 )
 def test_values_outside_the_range(make, bad):
   with pytest.raises(ValueError, match="must be a number"):

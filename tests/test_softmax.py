@@ -1,9 +1,10 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax_ext
 import pytest
 from flax import linen, nnx
+
+import optax_ext
 from optax_ext.linen import BatchNormLogits as LinenLogits
 from optax_ext.nnx import BatchNormLogits as NNXLogits
 
@@ -19,7 +20,9 @@ def test_l2_logits():
   assert float(optax_ext.l2_logits(LOGITS)) == pytest.approx(want, rel=1e-6)
   assert float(optax_ext.l2_logits(LOGITS.reshape(4, 4, 5), 0.1)) == pytest.approx(100 * want, rel=1e-6)
   np.testing.assert_allclose(jax.grad(optax_ext.l2_logits)(LOGITS), 1e-3 * LOGITS / 16, rtol=1e-5)
-  assert optax_ext.l2_logits(jnp.full((2, 3), 300, jnp.float16)) == pytest.approx(135, rel=1e-3)  # 300² overflows float16
+  assert optax_ext.l2_logits(jnp.full((2, 3), 300, jnp.float16)) == pytest.approx(
+    135, rel=1e-3
+  )  # 300² overflows float16
 
 
 def test_l2_logits_errors():
@@ -41,7 +44,9 @@ def test_linen(scale):
   assert any(np.allclose(s, 0.1 * LOGITS.mean(0), atol=1e-5) for s in stats)
   evaluated = layer.apply({**shifted, **new}, LOGITS, use_running_average=True)
   mean, var = 0.1 * LOGITS.mean(0), 0.9 + 0.1 * LOGITS.var(0)
-  np.testing.assert_allclose(evaluated, scale * (LOGITS - mean) / np.sqrt(var + 1e-3) + np.arange(5), rtol=1e-4, atol=1e-4)
+  np.testing.assert_allclose(
+    evaluated, scale * (LOGITS - mean) / np.sqrt(var + 1e-3) + np.arange(5), rtol=1e-4, atol=1e-4
+  )
   assert isinstance(layer, linen.Module)
 
 
@@ -54,7 +59,7 @@ def test_nnx(scale):
   layer.eval()
   mean, var = 0.1 * LOGITS.mean(0), 0.9 + 0.1 * LOGITS.var(0)
   np.testing.assert_allclose(
-      layer(LOGITS), scale * (LOGITS - mean) / np.sqrt(var + 1e-3) + np.arange(5), rtol=1e-4, atol=1e-4
+    layer(LOGITS), scale * (LOGITS - mean) / np.sqrt(var + 1e-3) + np.arange(5), rtol=1e-4, atol=1e-4
   )
 
 

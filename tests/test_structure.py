@@ -1,15 +1,17 @@
 import copy
+import itertools
 import pickle
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import optax_ext
 import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import optax_ext
 from optax_ext import Additive, ByDepth, LeafFacts, Multiplicative, Structure
 
 RULES = [Additive(), Multiplicative(), Multiplicative(signed=True), ByDepth()]
@@ -17,8 +19,8 @@ RULES = [Additive(), Multiplicative(), Multiplicative(signed=True), ByDepth()]
 
 def mlp(*sizes):
   return {
-      f"Dense_{i}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones((b,))}
-      for i, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False))
+    f"Dense_{i}": {"kernel": jnp.ones((a, b)), "bias": jnp.ones((b,))}
+    for i, (a, b) in enumerate(itertools.pairwise(sizes))
   }
 
 
@@ -47,21 +49,21 @@ def test_numbered_layers_count_naturally():
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "axes"),
-    [
-        ("kernel", (5, 7), (0,)),
-        ("kernel", (3, 3, 2, 4), (0, 1, 2)),
-        ("w", (5, 7), (0,)),
-        ("weight", (7, 5), (1,)),
-        ("weight", (4, 2, 3, 3), (1, 2, 3)),
-        ("weight_ih", (4, 2), (1,)),
-        ("bias", (3, 7), None),
-        ("scale", (3, 7), None),
-        ("embedding", (100, 7), None),
-        ("kernel", (5,), None),
-        ("kernel", (0, 5), None),
-        ("kernel", (), None),
-    ],
+  ("name", "shape", "axes"),
+  [
+    ("kernel", (5, 7), (0,)),
+    ("kernel", (3, 3, 2, 4), (0, 1, 2)),
+    ("w", (5, 7), (0,)),
+    ("weight", (7, 5), (1,)),
+    ("weight", (4, 2, 3, 3), (1, 2, 3)),
+    ("weight_ih", (4, 2), (1,)),
+    ("bias", (3, 7), None),
+    ("scale", (3, 7), None),
+    ("embedding", (100, 7), None),
+    ("kernel", (5,), None),
+    ("kernel", (0, 5), None),
+    ("kernel", (), None),
+  ],
 )
 def test_contracting_axes_by_name_and_shape(name, shape, axes):
   facts = facts_of({"m": {name: jax.ShapeDtypeStruct(shape, jnp.float32)}})[f"m/{name}"]
@@ -71,10 +73,10 @@ def test_contracting_axes_by_name_and_shape(name, shape, axes):
 
 def test_biases_belong_to_the_weight_beside_them():
   params = {
-      "lstm": {"weight_ih": jnp.ones((8, 2)), "weight_hh": jnp.ones((8, 4)), "bias_ih": jnp.ones(8), "b": jnp.ones(8)},
-      "plain": {"w1": jnp.ones((2, 3)), "b1": jnp.ones(3), "w2": jnp.ones((3, 4)), "b2": jnp.ones(4)},
-      "pairs": [(jnp.ones((2, 3)), jnp.ones(3)), (jnp.ones((3, 4)), jnp.ones(4))],
-      "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
+    "lstm": {"weight_ih": jnp.ones((8, 2)), "weight_hh": jnp.ones((8, 4)), "bias_ih": jnp.ones(8), "b": jnp.ones(8)},
+    "plain": {"w1": jnp.ones((2, 3)), "b1": jnp.ones(3), "w2": jnp.ones((3, 4)), "b2": jnp.ones(4)},
+    "pairs": [(jnp.ones((2, 3)), jnp.ones(3)), (jnp.ones((3, 4)), jnp.ones(4))],
+    "norm": {"scale": jnp.ones(4), "bias": jnp.ones(4)},
   }
   layers = {path: facts.layer for path, facts in facts_of(params).items()}
   assert layers["lstm/bias_ih"] == "lstm/weight_ih"
@@ -136,10 +138,10 @@ def test_published_network():
   """8→64→32→1: the equations' factors, not those that the authors' code applied."""
   structure = optax_ext.structure_from_params(mlp(8, 64, 32, 1))
   for rule, want in [
-      (Additive(), [1, 0.05, 1.95]),
-      (Multiplicative(), [1, 5, 5]),
-      (Multiplicative(signed=True), [1, 0.2, 5]),
-      (ByDepth(), [2 ** (2 / 3), 2 ** (1 / 3), 1]),
+    (Additive(), [1, 0.05, 1.95]),
+    (Multiplicative(), [1, 5, 5]),
+    (Multiplicative(signed=True), [1, 0.2, 5]),
+    (ByDepth(), [2 ** (2 / 3), 2 ** (1 / 3), 1]),
   ]:
     scales = rule.scales(structure)
     for part in ("kernel", "bias"):
@@ -189,7 +191,7 @@ def test_products():
   structure = optax_ext.structure_from_params(mlp(8, 64, 32, 1))
   product = Additive() * ByDepth() * Multiplicative()
   want = jax.tree.map(
-      lambda a, b, c: a * b * c, *(rule.scales(structure) for rule in (Additive(), ByDepth(), Multiplicative()))
+    lambda a, b, c: a * b * c, *(rule.scales(structure) for rule in (Additive(), ByDepth(), Multiplicative()))
   )
   assert product.scales(structure) == want
   with pytest.raises(TypeError):
@@ -201,14 +203,20 @@ def test_scanned_layers_get_one_scale_each():
   leaf = LeafFacts("stack/kernel", (3, 4, 4), "stack/kernel", np.array([1, 2, 3]), 16, (1,), (0,), (0,))
   copies = LeafFacts("experts/kernel", (5, 2, 2), "experts/kernel", 4, 4, (1,), (0,))
   first = LeafFacts("in/kernel", (8, 4), "in/kernel", 0, 32, (0,))
-  structure = Structure({"in": first, "stack": leaf, "experts": copies}, num_layers=5)
+  last = LeafFacts("out/kernel", (8, 8), "out/kernel", 4, 64, (0,))
+  structure = Structure({"in": first, "stack": leaf, "experts": copies, "out": last}, num_layers=5)
   scale = ByDepth(1.0).scales(structure)["stack"]
   np.testing.assert_allclose(scale, np.reshape([2**0.6, 2**0.4, 2**0.2], (3, 1, 1)))
-  counts = [32, 16, 16, 16, 4]
+  counts = [32, 16, 16, 16, 4, 64]
   assert Additive().scales(structure)["in"] == pytest.approx(reference.additive(32, counts, 0.95))
   assert Additive().scales(structure)["experts"] == pytest.approx(reference.additive(4, counts, 0.95))
   tx = optax_ext.scale_by_structure(ByDepth(), structure)
-  grads = {"in": jnp.ones((8, 4)), "stack": jnp.ones((3, 4, 4)), "experts": jnp.ones((5, 2, 2))}
+  grads = {
+    "in": jnp.ones((8, 4)),
+    "stack": jnp.ones((3, 4, 4)),
+    "experts": jnp.ones((5, 2, 2)),
+    "out": jnp.ones((8, 8)),
+  }
   np.testing.assert_allclose(tx.update(grads, tx.init(grads))[0]["stack"][1], 2**0.4, rtol=1e-6)
 
 
@@ -220,14 +228,14 @@ def test_rules_and_structures_can_be_copied():
 
 
 @pytest.mark.parametrize(
-    "make",
-    [
-        lambda: Additive(-0.1),
-        lambda: Additive(1.5),
-        lambda: Multiplicative(0.0),
-        lambda: Multiplicative(float("inf")),
-        lambda: ByDepth(-1.0),
-    ],
+  "make",
+  [
+    lambda: Additive(-0.1),
+    lambda: Additive(1.5),
+    lambda: Multiplicative(0.0),
+    lambda: Multiplicative(float("inf")),
+    lambda: ByDepth(-1.0),
+  ],
 )
 def test_gamma_outside_its_range(make):
   with pytest.raises(ValueError, match="gamma must be a number in"):

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import enable_x64
 
 import optax_ext
 from optax_ext.schedules import one_minus_decay_power
@@ -167,7 +168,7 @@ def run(case, dtype, last):
 
 @pytest.mark.parametrize("case", CASES)
 def test_float64(case):
-  with jax.enable_x64(True):
+  with enable_x64(True):
     meta, data, path = run(case, jnp.float64, last=1000)
   sensitivity = np.array(meta["check"]["sensitivity_maxabs_to_1e14_rel_gradient_noise"])
   floor = 1e-10 if meta["variant"] == "adamnx" else 5e-9 if meta["hyperparameters"].get("init") == "unit" else 1e-12

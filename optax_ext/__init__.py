@@ -25,7 +25,14 @@ from optax_ext.structure import (
   scale_by_structure,
   structure_from_params,
 )
-from optax_ext.vectors import Axes, normalize_vectors, per_vector, project_out_params, renormalize_params
+from optax_ext.vectors import (
+  Axes,
+  normalize_vectors,
+  per_vector,
+  project_out_params,
+  renormalize_params,
+  vector_mask,
+)
 
 __version__ = "0.1.0"
 
@@ -40,8 +47,9 @@ __all__ = [
     "Gain", "adafactor_gain", "adam_gain", "adamnx_gain", "adax_gain", "constant_gain", "log_step_size",
     # structure
     "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "scale_by_structure",
-    "structure_from_params", # vectors
-    "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params",
+    "structure_from_params",
+    # vectors
+    "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params", "vector_mask",
     # softmax
     "l2_logits",
     # paths, storage

@@ -8,11 +8,10 @@ import optax
 from optax_ext.checks import Scalar, check_rate, is_concrete
 from optax_ext.debias import cross_moment, standard
 from optax_ext.moments import accelerated_ratio, adam_ratio, scale_by_moments
-from optax_ext.paths import map_with_paths
 from optax_ext.schedules import adam_gain, adamnx_gain, constant_gain, log_step_size
 from optax_ext.storage import cast_updates
 from optax_ext.structure import Multiplicative, Structure, scale_by_structure, weight_axes
-from optax_ext.vectors import Axes, per_vector, project_out_params, renormalize_params, resolve_axes
+from optax_ext.vectors import Axes, per_vector, project_out_params, renormalize_params, vector_mask
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
@@ -307,14 +306,6 @@ def nd_adam(
     raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
   if axes is None:
     axes = structure or (lambda path, leaf: weight_axes(path, leaf.shape))
-  axes_of = resolve_axes(axes)
-
-  def of_kind(vector: bool) -> Callable[[Any], Any]:
-    def is_kind(path: str, leaf: Any) -> bool | None:
-      return None if leaf is None else (axes_of(path, leaf) is not None) == vector
-
-    return lambda tree: map_with_paths(is_kind, tree)
-
   return cast_updates(
     optax.chain(
       project_out_params(axes),
@@ -327,8 +318,8 @@ def nd_adam(
         mu_dtype=mu_dtype,
         nu_dtype=nu_dtype,
       ),
-      optax.masked(optax.scale_by_learning_rate(vector_learning_rate), of_kind(vector=True)),
-      optax.masked(optax.scale_by_learning_rate(learning_rate), of_kind(vector=False)),
+      optax.masked(optax.scale_by_learning_rate(vector_learning_rate), vector_mask(axes)),
+      optax.masked(optax.scale_by_learning_rate(learning_rate), vector_mask(axes, vectors=False)),
       renormalize_params(axes),
     )
   )

@@ -78,7 +78,8 @@ def cross_moment(b1: Scalar, b2: Scalar, eps: Scalar = 1e-8) -> Debias:
     eps: ε, not negative.
 
   Returns:
-    A debias rule for averages with `constant_gain(b1)` and `constant_gain(b2)`, or others.
+    A debias rule for averages with `constant_gain(b1)` and `constant_gain(b2)`. An average whose gain starts at 1, as
+    AdamNX's, has no bias: give 0 for its decay rate.
 
   Raises:
     TypeError, ValueError: a decay rate is not a number in [0, 1), or `eps` is negative.

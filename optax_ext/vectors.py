@@ -174,6 +174,32 @@ def per_vector(axes: Axes) -> Square:
   return square
 
 
+def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
+  """A mask that shows the leaves that hold vectors, for `optax.masked`: ND-Adam gives them another learning rate.
+
+  Args:
+    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    vectors: Whether to show the vectors, or all other leaves.
+
+  Returns:
+    A function from a tree to a tree of booleans.
+
+  Raises:
+    TypeError, ValueError: as `project_out_params`.
+
+  Example:
+    >>> faster = optax.masked(optax.scale(50.0), vector_mask({"kernel": (0,), "bias": None}))
+    >>> vector_mask({"kernel": (0,), "bias": None})({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+    {'bias': False, 'kernel': True}
+  """
+  axes_of = resolve_axes(axes)
+
+  def shown(path: str, leaf: Any) -> bool | None:
+    return None if leaf is None else (axes_of(path, leaf) is not None) == vectors
+
+  return lambda tree: map_with_paths(shown, tree)
+
+
 def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   """Any form of axes as a function of a leaf's path and the leaf, which checks what it returns."""
   given: Callable[[str, Any], Any]

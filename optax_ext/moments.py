@@ -125,57 +125,53 @@ def scale_by_moments(
   References:
     Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014
   """
-  ratio = adam_ratio() if ratio is None else ratio
+  ratio = ratio or adam_ratio()
+  debias = debias or (lambda t: lambda moments: moments)
 
   def init(params: optax.Params) -> optax.ScaleByAdamState:
-    def zero_mean(path: str, leaf: Any) -> jax.Array | None:
-      if leaf is None:
-        return None
+    def zero_mean(path: str, leaf: Any) -> jax.Array:
       check_trainable(path, leaf)
       return jnp.zeros_like(leaf, dtype=mean_dtype(leaf, mu_dtype))
 
-    def zero_square(path: str, leaf: Any) -> jax.Array | None:
-      if leaf is None:
-        return None
+    def zero_square(path: str, leaf: Any) -> jax.Array:
       return square(path, jnp.zeros_like(leaf, dtype=arithmetic_dtype(leaf))).astype(square_dtype(leaf, nu_dtype))
 
-    mu = map_with_paths(zero_mean, params)
-    nu = map_with_paths(zero_square, params)
+    mu, nu = map_with_paths(zero_mean, params), map_with_paths(zero_square, params)
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
   def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
     del params
     t = optax.safe_increment(state.count)
-    mean_weight, square_weight, corrected = (
-      mean_gain(t),
-      square_gain(t),
-      debias(t) if debias else lambda moments: moments,
-    )
+    w1, w2, debiased = mean_gain(t), square_gain(t), debias(t)
 
-    def step(path: str, grad: Any, mu: Any, nu: Any) -> _Step:
-      if grad is None:
-        return _Step(None, mu, nu)
+    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array) -> _Step:
       check_trainable(path, grad)
       dtype = arithmetic_dtype(grad)
       real = real_dtype(dtype)
       g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
-      m = _average(m, g, jnp.asarray(mean_weight, real))
-      v = _average(v, square(path, g), jnp.asarray(square_weight, real))
-      return _Step(ratio(corrected(Moments(g, m, v))).astype(dtype), m.astype(mu.dtype), v.astype(nu.dtype))
+      m = _average(m, g, jnp.asarray(w1, real))
+      v = _average(v, square(path, g), jnp.asarray(w2, real))
+      return _Step(ratio(debiased(Moments(g, m, v))).astype(dtype), m.astype(mu.dtype), v.astype(nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
-    updates, mu, nu = (
-      jax.tree.map(lambda step, i=i: step[i], steps, is_leaf=lambda node: isinstance(node, _Step)) for i in range(3)
-    )
+    updates, mu, nu = (_field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
     return updates, optax.ScaleByAdamState(count=t, mu=mu, nu=nu)
 
   return optax.GradientTransformation(init, update)
 
 
 class _Step(NamedTuple):
-  update: Any
-  mu: Any
-  nu: Any
+  """What one step gives for one leaf."""
+
+  update: jax.Array
+  mu: jax.Array
+  nu: jax.Array
+
+
+def _field(steps: Any, i: int, old: Any) -> Any:
+  """The i-th fields of a tree of steps; the old value where a gradient, and so the step, is `None`."""
+  is_step = lambda node: node is None or isinstance(node, _Step)
+  return jax.tree.map(lambda step, old: old if step is None else step[i], steps, old, is_leaf=is_step)
 
 
 def _average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:

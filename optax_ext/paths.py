@@ -40,10 +40,12 @@ def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
 
 
 def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-  """`jax.tree.map(f, tree, *rest)` where `f` takes the path string first; `None` leaves of `tree` reach `f` too."""
-  return jax.tree_util.tree_map_with_path(
-    lambda path, *leaves: f(path_string(path), *leaves), tree, *rest, is_leaf=lambda leaf: leaf is None
-  )
+  """`jax.tree.map(f, tree, *rest)` where `f` takes the path string first. `None` in `tree` is `None` in the result."""
+
+  def with_string(path: KeyPath, leaf: Any, *others: Any) -> Any:
+    return None if leaf is None else f(path_string(path), leaf, *others)
+
+  return jax.tree_util.tree_map_with_path(with_string, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

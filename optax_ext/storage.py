@@ -6,9 +6,10 @@ Arithmetic is float32 at least. In bfloat16, 0.999 is 1.0, so that a second mome
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
+
+from optax_ext.paths import map_with_paths
 
 
 def leaf_dtype(leaf: Any) -> jnp.dtype:
@@ -68,10 +69,6 @@ def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransform
   def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
     like = updates if params is None else params
     updates, state = inner.update(updates, state, params, **extra_args)
-    return jax.tree.map(_cast_like, updates, like, is_leaf=lambda leaf: leaf is None), state
+    return map_with_paths(lambda path, update, leaf: jnp.asarray(update, leaf_dtype(leaf)), updates, like), state
 
   return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def _cast_like(update: Any, leaf: Any) -> jax.Array | None:
-  return None if update is None else jnp.asarray(update, leaf_dtype(leaf))

@@ -132,7 +132,7 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
   axes_of = resolve_axes(axes)
 
   def normalize(path: str, param: Any) -> Any:
-    along = None if param is None else axes_of(path, param)
+    along = axes_of(path, param)
     if along is None:
       return param
     w = jnp.asarray(param, arithmetic_dtype(param))
@@ -194,8 +194,8 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
   """
   axes_of = resolve_axes(axes)
 
-  def shown(path: str, leaf: Any) -> bool | None:
-    return None if leaf is None else (axes_of(path, leaf) is not None) == vectors
+  def shown(path: str, leaf: Any) -> bool:
+    return (axes_of(path, leaf) is not None) == vectors
 
   return lambda tree: map_with_paths(shown, tree)
 
@@ -269,7 +269,7 @@ def _stateless_with_params(
       raise ValueError(
         f"{name} needs the current value of the parameters, but you are not passing `params` when calling `update`."
       )
-    return map_with_paths(lambda path, u, p: None if u is None else f(path, u, p), updates, params), state
+    return map_with_paths(f, updates, params), state
 
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 

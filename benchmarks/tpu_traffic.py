@@ -42,8 +42,11 @@ def bytes_per_parameter(tx, sharding):
   params = on_device({f"Dense_{i}": {"kernel": jax.ShapeDtypeStruct((SIDE, SIDE), jnp.float32)} for i in range(LEAVES)})
   lowered = jax.jit(step, donate_argnums=(0, 1)).lower(params, on_device(jax.eval_shape(tx.init, params)), params)
   compiled = lowered.compile(compiler_options={"xla_msa_enable": "false"})  # so that all traffic is HBM traffic
+  costs, memory = compiled.cost_analysis(), compiled.memory_analysis()
+  assert costs is not None
+  assert memory is not None
   size = LEAVES * SIDE * SIDE
-  return compiled.cost_analysis()["bytes accessed"] / size, compiled.memory_analysis().temp_size_in_bytes / (4 * size)
+  return costs["bytes accessed"] / size, memory.temp_size_in_bytes / (4 * size)
 
 
 def main():

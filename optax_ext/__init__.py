@@ -3,7 +3,7 @@
 from optax_ext.alias import adamnx, caadam, exadam, nd_adam
 from optax_ext.debias import Debias, Moments, cross_moment, nesterov, standard
 from optax_ext.moments import Ratio, Square, accelerated_ratio, adam_ratio, elementwise, scale_by_moments
-from optax_ext.paths import path_string
+from optax_ext.paths import label_paths, path_string
 from optax_ext.schedules import (
   Gain,
   adafactor_gain,
@@ -22,7 +22,9 @@ from optax_ext.structure import (
   Multiplicative,
   Rule,
   Structure,
+  decay_mask,
   scale_by_structure,
+  structure_from_model,
   structure_from_params,
 )
 from optax_ext.vectors import (
@@ -46,12 +48,12 @@ __all__ = [
     # schedules
     "Gain", "adafactor_gain", "adam_gain", "adamnx_gain", "adax_gain", "constant_gain", "log_step_size",
     # structure
-    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "scale_by_structure",
-    "structure_from_params",
+    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "decay_mask", "scale_by_structure",
+    "structure_from_model", "structure_from_params",
     # vectors
     "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params", "vector_mask",
     # softmax
     "l2_logits",
     # paths, storage
-    "cast_updates", "path_string",
+    "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip

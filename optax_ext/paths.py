@@ -48,6 +48,35 @@ def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   return jax.tree_util.tree_map_with_path(with_string, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
 
+def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
+  """Parameter groups by path, for `optax.partition`, `optax.masked` and every `mask`.
+
+  Args:
+    label: A regular expression, for whether it is found in a leaf's path; or a function `label(path, leaf)` that
+      returns the name of the leaf's group.
+
+  Returns:
+    A function from a tree to a tree of labels: booleans for a regular expression.
+
+  Raises:
+    TypeError: `label` is neither.
+
+  Example:
+    >>> groups = label_paths("embed|head")
+    >>> groups({"embed": {"w": 1.0}, "block": {"w": 2.0}, "head": 3.0})
+    {'block': {'w': False}, 'embed': {'w': True}, 'head': True}
+    >>> tx = optax.partition({True: optax.adam(1e-4), False: optax.adam(1e-3)}, groups)
+  """
+  if not isinstance(label, str) and not callable(label):
+    raise TypeError(f"label must be a regular expression or a function label(path, leaf), but was {label!r}.")
+  pattern = re.compile(label) if isinstance(label, str) else None
+
+  def of_leaf(path: str, leaf: Any) -> Any:
+    return label(path, leaf) if pattern is None else pattern.search(path) is not None
+
+  return lambda tree: map_with_paths(of_leaf, tree)
+
+
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
   """The leaves of a tree as a dict from path string to leaf, in the tree's order.
 

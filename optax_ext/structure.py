@@ -5,6 +5,8 @@ import dataclasses
 import math
 import re
 import statistics
+import warnings
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
@@ -15,6 +17,7 @@ import optax
 from optax_ext.checks import check_number
 from optax_ext.paths import by_path, check_paths, map_with_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, real_dtype
+from optax_ext.tracing import Findings, is_array, read_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,9 @@ class LeafFacts:
       `None` for a leaf that is no weight.
     stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
     scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
+    macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
+    uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace.
+    note: What could not be told, and why; mostly empty.
   """
 
   path: str
@@ -41,6 +47,18 @@ class LeafFacts:
   contracting_axes: tuple[int, ...] | None
   stacked_axes: tuple[int, ...] = ()
   scanned_axes: tuple[int, ...] = ()
+  macs: int = 0
+  uses: tuple[str, ...] = ()
+  note: str = ""
+
+  def __eq__(self, other: object) -> bool:  # the generated one cannot compare arrays of depths
+    if not isinstance(other, LeafFacts):
+      return NotImplemented
+    mine, theirs = ({**vars(facts), "depth": np.asarray(facts.depth).tolist()} for facts in (self, other))
+    return mine == theirs
+
+  def __hash__(self) -> int:
+    return hash((self.path, self.shape, self.layer, self.connections))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,27 +80,85 @@ class Structure:
   def table(self, rule: Any = None) -> str:
     """The facts as an aligned table, with the step scale that `rule` gives each leaf."""
     scales = None if rule is None else _scales(rule, self)
-    rows = [
-      ["path", "shape", "layer", "depth", "connections", "contracting", "stacked"] + ["scale"] * (rule is not None)
-    ]
-    for facts in self.leaves():
+    leaves = self.leaves()
+    traced, noted = any(facts.uses for facts in leaves), any(facts.note for facts in leaves)
+    head = ["path", "shape", "layer", "depth", "connections", "contracting", "stacked"]
+    rows = [head + ["macs", "uses"] * traced + ["scale"] * (rule is not None) + ["note"] * noted]
+    for facts in leaves:
       layer = "itself" if facts.layer == facts.path else facts.layer or "-"
-      row = [
-        facts.path,
-        facts.shape,
-        layer,
-        _brief(facts.depth),
-        facts.connections,
-        facts.contracting_axes,
-        facts.stacked_axes,
-      ]
-      rows.append([str(cell) for cell in row] + ([] if scales is None else [_brief(scales[facts.path])]))
+      row = [facts.path, facts.shape, layer, _brief(facts.depth), facts.connections]
+      row += [facts.contracting_axes, facts.stacked_axes]
+      row += [facts.macs, _brief_uses(facts.uses)] if traced else []
+      row += [] if scales is None else [_brief(scales[facts.path])]
+      rows.append([str(cell) for cell in row] + [facts.note] * noted)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"{self.num_layers} layers deep"])
 
   def __str__(self) -> str:
     return self.table()
+
+  def plot(self, path: Any, rule: Any = None) -> None:
+    """Draws the layers along depth, with their connections, and their step scales if a rule is given, into a file.
+
+    Stacked layers are drawn one by one. Needs matplotlib.
+
+    Args:
+      path: The picture's file, a `.png` or `.svg` say.
+      rule: What gives each layer its scale S, shown below.
+    """
+    from matplotlib.figure import Figure  # without pyplot: no window, and nothing global changes
+
+    scales = None if rule is None else _scales(rule, self)
+    layers = [facts for facts in self.leaves() if facts.layer == facts.path]
+    figure = Figure(figsize=(9, 3.2 if scales is None else 5.6), layout="constrained")
+    axes = figure.subplots(1 if scales is None else 2, 1, sharex=True, squeeze=False)[:, 0]
+    families: dict[str, list[LeafFacts]] = {}
+    for facts in layers:  # one colour for all layers whose names differ in numbers alone
+      families.setdefault(re.sub(r"\d+", "*", facts.path), []).append(facts)
+    for number, (name, members) in enumerate(families.items()):
+      style = {"marker": "osD^vP*X"[number % 8], "color": f"C{number % 10}", "linestyle": "none", "alpha": 0.75}
+      depth = np.concatenate([np.ravel(facts.depth) for facts in members])
+      counts = np.concatenate([np.full(np.size(facts.depth), facts.connections) for facts in members])
+      axes[0].plot(depth, counts, label=name, **style)
+      if scales is not None:
+        axes[1].plot(depth, np.concatenate([_along_depth(scales[facts.path], facts) for facts in members]), **style)
+    if layers:
+      axes[0].set_yscale("log")
+    axes[0].set_ylabel("connections")
+    if scales is not None:
+      axes[1].set_ylabel("step scale S")
+      axes[1].axhline(1, color="0.8", zorder=0)
+    axes[-1].set_xlabel(f"depth: products before the layer ({self.num_layers} layers deep)")
+    axes[-1].xaxis.get_major_locator().set_params(integer=True)
+    for ax in axes:
+      ax.grid(alpha=0.3)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
+    figure.savefig(path, dpi=150)
+
+  def muon_dimension_numbers(self) -> Any:
+    """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
+
+    Stacked axes are in neither, so that Muon treats each layer and each copy by itself.
+
+    Returns:
+      A tree like the parameters of `optax.contrib.MuonDimensionNumbers`; `None`, Adam's part, for a leaf that is no
+      weight, whose axes are not known, or that has no output axis.
+
+    Example:
+      >>> params = {"w": jnp.ones((8, 64)), "b": jnp.ones(64)}
+      >>> structure_from_model(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((1, 8))).muon_dimension_numbers()
+      {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
+    """
+
+    def numbers(facts: LeafFacts) -> Any:
+      summed = facts.contracting_axes or ()
+      rest = tuple(axis for axis in range(len(facts.shape)) if axis not in (*summed, *facts.stacked_axes))
+      if not summed or not rest:
+        return None
+      return optax.contrib.MuonDimensionNumbers(reduction_axis=summed, output_axis=rest)
+
+    return jax.tree.map(numbers, self.facts)
 
 
 def structure_from_params(params: Any) -> Structure:
@@ -130,15 +206,87 @@ def structure_from_params(params: Any) -> Structure:
   for path in weights:
     modules.setdefault(_module(path), []).append(path)
 
-  def facts(path: str, leaf: Any) -> LeafFacts | None:
-    if leaf is None:
-      return None
+  def facts(path: str, leaf: Any) -> LeafFacts:
+    del leaf
     layer = path if path in depths else _weight_of_bias(path, shapes[path], modules.get(_module(path), []))
     depth = max(0, bisect.bisect(keys, natural_key(path)) - 1) if layer is None else depths[layer]
     connections = 0 if layer is None else math.prod(shapes[layer])
     return LeafFacts(path, shapes[path], layer, depth, connections, weight_axes(path, shapes[path]))
 
   return Structure(map_with_paths(facts, params), num_layers=len(weights))
+
+
+def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> Structure:
+  """Facts read from the computation of the model itself: which axes are summed over, at what depth, in which layer.
+
+  Traces `apply_fn(params, *inputs)`, as `jax.make_jaxpr` does, and computes nothing. For a Flax linen module that is
+  `structure_from_model(model.apply, variables, x)`, for an NNX module `structure_from_model(Model.__call__, model, x)`.
+
+  - A *product* is a matrix product or a convolution of a value computed from parameters alone with one that depends on
+    an input. The parameters in it are a layer; what is added to its result is its bias.
+  - Depth is the number of products on the longest path from the inputs. A leaf that is no weight (a norm's scale, an
+    embedding) has the depth of the product that it follows. One that is used several times has its least.
+  - The layers of a `scan` are stacked along the axis that it runs over, and so are those that a loop, or the program,
+    indexes one by one. The copies that `vmap` makes, and experts, are stacked too, but count as one layer.
+  - Random numbers are no input, so that dropout on weights hides nothing.
+
+  Args:
+    apply_fn: The model, or its loss: anything that `jax.make_jaxpr` can trace.
+    params: Its first argument; a tree of arrays or of `jax.ShapeDtypeStruct`. Other leaves are passed on as they are.
+    *inputs: Its other arguments; arrays or `jax.ShapeDtypeStruct` in any trees, or whatever else the function takes.
+
+  Returns:
+    A `Structure`, whose facts are a tree like `params`; `None` for leaves that are no arrays.
+
+  Raises:
+    ValueError: `apply_fn` returns a tree like `params`, so that it computes a gradient or a training step.
+
+  Warns:
+    UserWarning: what cannot be seen (a parameter that enters a Pallas kernel, say, or that is never used) falls back to
+      `structure_from_params`; the paths and the reasons are named, and shown in the table.
+
+  Example:
+    >>> params = {"first": jnp.ones((8, 64)), "scale": jnp.ones(64), "last": jnp.ones((1, 64))}
+    >>> net = lambda p, x: (jnp.tanh(x @ p["first"]) * p["scale"]) @ p["last"].T
+    >>> print(structure_from_model(net, params, jax.ShapeDtypeStruct((32, 8), jnp.float32)).table(ByDepth()))
+    path   shape    layer   depth  connections  contracting  stacked  macs   uses           scale
+    first  (8, 64)  itself  0      512          (0,)         ()       16384  product@0      1.414
+    last   (1, 64)  itself  1      64           (1,)         ()       2048   product@1      1
+    scale  (64,)    -       0      0            None         ()       0      elementwise@0  1.414
+    2 layers deep
+  """
+  arrays = {path: leaf for path, leaf in by_path(params).items() if is_array(leaf)}
+  findings, num_layers = read_model(apply_fn, params, inputs, list(arrays))
+  found = dict(zip(arrays, findings, strict=True))
+  shapes = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32) for path, leaf in arrays.items()}
+  guessed = {facts.path: facts for facts in structure_from_params(shapes).leaves()}
+
+  def facts(path: str, leaf: Any) -> LeafFacts | None:
+    if path not in found:
+      return None
+    what: Findings = found[path]
+    if not what.seen:
+      return dataclasses.replace(guessed[path], uses=what.uses, note=f"{what.note}: guessed from its path")
+    return LeafFacts(
+      path,
+      tuple(leaf.shape),
+      what.layer,
+      what.depth,
+      what.connections,
+      what.contracting_axes,
+      what.stacked_axes,
+      what.scanned_axes,
+      what.macs,
+      what.uses,
+      what.note,
+    )
+
+  structure = Structure(map_with_paths(facts, params), num_layers)
+  trainable = [facts for facts in structure.leaves() if jnp.issubdtype(arrays[facts.path].dtype, jnp.inexact)]
+  told = [f"{facts.path!r} ({facts.note})" for facts in trainable if facts.note]
+  if told:
+    warnings.warn(f"structure_from_model could not see all of these parameters: {', '.join(told)}.", stacklevel=2)
+  return structure
 
 
 _NO_WEIGHT = re.compile(r"(bias|b|beta|scale|gamma|mean|var|embedding)([_\d].*)?")
@@ -390,8 +538,6 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     )
 
     def scale(path: str, update: Any) -> Any:
-      if update is None:
-        return None
       dtype = arithmetic_dtype(update)
       factor = jnp.asarray(scales[path], real_dtype(dtype))
       scaled = factor * jnp.asarray(update, dtype)
@@ -405,6 +551,43 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     return map_with_paths(scale, updates), state
 
   return optax.GradientTransformation(init, update)
+
+
+def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
+  """A mask for weight decay that shows weights and embeddings, and hides norms, biases and other small leaves.
+
+  A count of axes cannot tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel three.
+  With a traced structure the leaf's use decides: it is shown if it enters a product or is looked up. Otherwise its name
+  does, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is not
+  called bias, scale or the like.
+
+  Args:
+    structure: The facts; by default those of `structure_from_params`.
+
+  Returns:
+    A function from a tree to a tree of booleans.
+
+  Raises:
+    ValueError: in use, when the structure has nothing for a leaf; the path is named.
+
+  Example:
+    >>> layers = {"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8)), "norm": {"scale": jnp.ones((12, 8))}}
+    >>> decay_mask()(layers)
+    {'bias': False, 'kernel': True, 'norm': {'scale': False}}
+    >>> tx = optax.adamw(1e-3, mask=decay_mask())
+  """
+
+  def decays(facts: LeafFacts) -> bool:
+    if facts.layer == facts.path or any(use.startswith(("product", "lookup")) for use in facts.uses):
+      return True
+    return not facts.uses and len(facts.shape) > 1 and _name(facts.path).startswith("embedding")
+
+  def mask(tree: Any) -> Any:
+    shown = {facts.path: decays(facts) for facts in (structure or structure_from_params(tree)).leaves()}
+    check_paths("The structure", shown, tree, more=structure is not None)
+    return map_with_paths(lambda path, leaf: shown[path], tree)
+
+  return mask
 
 
 def check_rule(rule: Any) -> None:
@@ -426,6 +609,17 @@ def _is_rule(rule: Any) -> bool:
 
 def _scales(rule: Any, structure: Structure) -> dict[str, Any]:
   return by_path(rule.scales(structure) if _is_rule(rule) else rule)
+
+
+def _along_depth(scale: Any, facts: LeafFacts) -> np.ndarray:
+  """A leaf's scale for each of the layers in it."""
+  if np.ndim(scale):
+    scale = np.mean(scale, axis=tuple(axis for axis in range(np.ndim(scale)) if axis not in facts.scanned_axes))
+  return np.broadcast_to(scale, np.shape(facts.depth)).ravel()
+
+
+def _brief_uses(uses: tuple[str, ...]) -> str:
+  return " ".join(uses) if len(uses) < 4 else f"{uses[0]} {uses[1]} and {len(uses) - 2} more"
 
 
 def _brief(value: Any) -> str:

@@ -1,0 +1,341 @@
+"""Axis arithmetic: where the axes of a parameter are in a value computed from it.
+
+A value's dimension is a list of *factors*, major to minor: a reshape that splits an axis of 6 into (2, 3) makes two
+factors of it, one that merges them puts both into one dimension. Position i of a factor is position `stride·i` of the
+leaf's axis, and the leaf is read from `base` on, which slices move. Plain numbers: nothing here knows of jax.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+class Unreadable(Exception):  # noqa: N818 (a finding, not a failure)
+  """The axes cannot be kept track of; the message says why, as the end of a sentence about the parameter."""
+
+
+class Factor(NamedTuple):
+  """Part of an axis of a leaf; `axis` is `None` where the value repeats the leaf, or holds something else."""
+
+  axis: int | None
+  stride: int
+  size: int
+
+
+class Dim(NamedTuple):
+  """A dimension of a value. The leaf fills it from `start` on; around it is what was concatenated or padded."""
+
+  factors: tuple[Factor, ...]
+  start: int
+  size: int
+
+  @property
+  def extent(self) -> int:
+    """How much of the dimension the leaf fills."""
+    return math.prod(factor.size for factor in self.factors)
+
+  @property
+  def is_full(self) -> bool:
+    """Whether the leaf fills all of it."""
+    return self.extent == self.size
+
+  @property
+  def axes(self) -> tuple[int, ...]:
+    """The leaf's axes in it."""
+    return tuple(factor.axis for factor in self.factors if factor.axis is not None)
+
+
+def filler(size: int) -> Dim:
+  """A dimension along which the leaf is repeated."""
+  return Dim((Factor(None, 0, size),), 0, size)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+  """Where the axes of one leaf are in one value.
+
+  Attributes:
+    dims: Of the value.
+    base: First position along those axes that were sliced or indexed: an int, or an array with one axis per loop.
+    picked: Axes that one position, or one for each iteration of a loop, was picked from.
+    inner: Factors that were summed over in a product with other parameters.
+    present: In which iterations of the loops the value holds the leaf at all; `None` for all.
+    unreadable: Why nothing is known of the axes, if nothing is.
+  """
+
+  dims: tuple[Dim, ...]
+  base: dict[int, Any] = dataclasses.field(default_factory=dict)
+  picked: frozenset[int] = frozenset()
+  inner: tuple[Factor, ...] = ()
+  present: Any = None
+  unreadable: str = ""
+
+  def key(self) -> tuple[Any, ...]:
+    """Equal for equal layouts."""
+    base = tuple((axis, np.shape(at), np.asarray(at).tobytes()) for axis, at in sorted(self.base.items()))
+    return (
+      self.dims,
+      base,
+      self.picked,
+      self.inner,
+      None if self.present is None else self.present.tobytes(),
+      self.unreadable,
+    )
+
+  def moved(self, dims: Sequence[Dim], shifts: dict[int, Any] | None = None) -> "Layout":
+    """With other dimensions, and read from further on."""
+    base = dict(self.base)
+    for axis, shift in (shifts or {}).items():
+      base[axis] = base.get(axis, 0) + shift
+    return dataclasses.replace(self, dims=tuple(dims), base=base)
+
+  def per_loop(self, change: Callable[[Any], Any]) -> "Layout":
+    """With `change` applied to all that has an axis per loop."""
+    base = {axis: change(at) for axis, at in self.base.items()}
+    return dataclasses.replace(self, base=base, present=None if self.present is None else change(self.present))
+
+
+def identity(shape: Sequence[int]) -> Layout:
+  """Of the leaf itself."""
+  return Layout(tuple(Dim((Factor(axis, 1, size),), 0, size) for axis, size in enumerate(shape)))
+
+
+def select(layout: Layout, order: Sequence[int]) -> Layout:
+  """Dimensions in another order, or fewer."""
+  return layout.moved([layout.dims[dim] for dim in order])
+
+
+def drop(layout: Layout, dims: Sequence[int]) -> Layout:
+  """Without some dimensions: summed over, or of size 1."""
+  picked = {axis for dim in dims for axis in _single(layout, dim)}
+  layout = select(layout, [dim for dim in range(len(layout.dims)) if dim not in dims])
+  return dataclasses.replace(layout, picked=layout.picked | picked)
+
+
+def _single(layout: Layout, dim: int) -> list[int]:
+  """The axes that a dimension of size 1 has one position of."""
+  return [axis for axis in layout.dims[dim].axes if layout.dims[dim].size == 1 and axis in layout.base]
+
+
+def broadcast(layout: Layout, shape: Sequence[int], where: Sequence[int]) -> Layout:
+  """Repeated to `shape`; dimension i becomes dimension `where[i]`."""
+  dims = [filler(size) for size in shape]
+  for old, new in zip(layout.dims, where, strict=True):
+    if old.size == shape[new]:
+      dims[new] = old
+  return layout.moved(dims)
+
+
+def reverse(layout: Layout, dims: Sequence[int]) -> Layout:
+  """Some dimensions from back to front."""
+  new, shifts = list(layout.dims), {}
+  for dim in dims:
+    old = layout.dims[dim]
+    for axis, stride, size in old.factors:
+      if axis is not None:
+        shifts[axis] = shifts.get(axis, 0) + (size - 1) * stride
+    new[dim] = Dim(
+      tuple(f._replace(stride=-f.stride) for f in old.factors), old.size - old.start - old.extent, old.size
+    )
+  return layout.moved(new, shifts)
+
+
+def pad(layout: Layout, low: Sequence[int], sizes: Sequence[int]) -> Layout:
+  """With something else around it, `low[i]` before dimension i, to the new `sizes`; negative padding cuts."""
+  cut = [max(0, -before) for before in low]
+  kept = [
+    min(dim.size - c, size - max(0, before)) for dim, c, before, size in zip(layout.dims, cut, low, sizes, strict=True)
+  ]
+  inside = slice_(layout, cut, kept, [1] * len(cut))
+  if inside is None:
+    raise Unreadable("padding leaves nothing of it")
+  dims = [d._replace(start=d.start + max(0, b), size=size) for d, b, size in zip(inside.dims, low, sizes, strict=True)]
+  return inside.moved(dims)
+
+
+def slice_(layout: Layout, starts: Sequence[Any], sizes: Sequence[int], strides: Sequence[int]) -> Layout | None:
+  """A part of the value; `None` where that holds nothing of the leaf. Starts may be arrays with one axis per loop."""
+  for dim, (start, size, stride) in enumerate(zip(starts, sizes, strides, strict=True)):
+    old = layout.dims[dim]
+    if size == old.size:
+      continue
+    if size == 1 and np.ndim(start):
+      layout = pick(layout, dim, start)
+    elif np.ndim(start):
+      if len(old.factors) != 1 or not old.is_full:
+        raise Unreadable("a loop reads parts of it that its axes cannot be followed through")
+      layout = layout.moved(
+        _replaced(layout.dims, dim, Dim((old.factors[0]._replace(size=size),), 0, size)), _shifts(old.factors[0], start)
+      )
+    elif stride != 1:
+      if len(old.factors) != 1 or not old.is_full:
+        raise Unreadable("a strided slice mixes its axes")
+      f = old.factors[0]
+      layout = layout.moved(
+        _replaced(layout.dims, dim, Dim((Factor(f.axis, f.stride * stride, size),), 0, size)), _shifts(f, start)
+      )
+    else:
+      first, last = max(start, old.start), min(start + size, old.start + old.extent)
+      if first >= last:
+        return None
+      factors, shifts = _take(old.factors, first - old.start, last - first)
+      layout = layout.moved(_replaced(layout.dims, dim, Dim(factors, first - start, size)), shifts)
+    if layout.present is not None and not np.any(layout.present):
+      return None
+  return layout
+
+
+def pick(layout: Layout, dim: int, index: Any) -> Layout:
+  """One position along a dimension, which gets size 1; the index is an int or an array with one axis per loop."""
+  old = layout.dims[dim]
+  index = np.asarray(index) - old.start
+  inside = (index >= 0) & (index < old.extent)
+  shifts, minor = {}, old.extent
+  for factor in old.factors:
+    minor //= factor.size
+    for axis, shift in _shifts(factor, np.where(inside, index, 0) // minor % factor.size).items():
+      shifts[axis] = shifts.get(axis, 0) + shift
+  layout = layout.moved(_replaced(layout.dims, dim, Dim((), 0, 1)), shifts)
+  layout = dataclasses.replace(layout, picked=layout.picked | shifts.keys())
+  if np.all(inside):
+    return layout
+  return dataclasses.replace(layout, present=inside if layout.present is None else inside & layout.present)
+
+
+def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
+  """Axes split and merged, in the smallest blocks of dimensions that hold equally many positions."""
+  picked = {axis for dim in range(len(layout.dims)) for axis in _single(layout, dim)}
+  old = [dim._replace(factors=()) if _single(layout, i) else dim for i, dim in enumerate(layout.dims)]
+  new, dims = list(shape), []
+  if 0 in new:
+    raise Unreadable("a value computed from it is empty")
+  while old or new:
+    block, sizes = [], []
+    while not block or not sizes or math.prod(d.size for d in block) != math.prod(sizes):
+      if new and (not sizes or not old or math.prod(d.size for d in block) > math.prod(sizes)):
+        sizes.append(new.pop(0))
+      elif old:
+        block.append(old.pop(0))
+      else:
+        break
+      if not old and not new and (not block or not sizes):
+        break
+    while old and old[0].size == 1 and not (new and new[0] == 1):
+      block.append(old.pop(0))
+    while new and new[0] == 1 and not (old and old[0].size == 1):
+      sizes.append(new.pop(0))
+    dims += [block[0]] if len(block) == 1 and sizes == [block[0].size] else _refactor(block, sizes)
+  return dataclasses.replace(layout.moved(dims), picked=layout.picked | picked)
+
+
+def _refactor(block: list[Dim], sizes: list[int]) -> list[Dim]:
+  """The dimensions of one block, cut anew into `sizes`."""
+  start, inner = 0, math.prod(dim.size for dim in block)
+  for position, dim in enumerate(block):
+    inner //= dim.size
+    start += dim.start * inner
+    if dim.extent > 1 and not all(later.is_full for later in block[position + 1 :]):
+      raise Unreadable("a reshape mixes its axes with what is concatenated to it")
+  factors = [factor for dim in block for factor in dim.factors]
+  windows, extent, inner = [], math.prod(factor.size for factor in factors), math.prod(sizes)
+  for size in sizes:  # where the part that the leaf fills begins in each new dimension, and how long it is there
+    inner //= size
+    if start % inner == 0 and extent % inner == 0:
+      windows.append((start // inner, extent // inner))
+      start, extent = 0, inner
+    elif start // inner == (start + extent - 1) // inner:
+      windows.append((start // inner, 1))
+      start %= inner
+    else:
+      raise Unreadable("a reshape mixes its axes with what is concatenated to it")
+  dims = []
+  for (start, extent), size in zip(windows, sizes, strict=True):
+    dims.append(Dim(_merged(_consume(factors, extent)), start, size))
+  if factors and sizes:  # only factors of size 1 are left
+    dims[-1] = dims[-1]._replace(factors=_merged([*dims[-1].factors, *factors]))
+  return dims
+
+
+def _consume(factors: list[Factor], size: int) -> list[Factor]:
+  """Takes factors of total `size` off the front, splitting the last one if need be."""
+  taken = []
+  if size == 1 and factors and factors[0].size == 1:
+    return [factors.pop(0)]
+  while size > 1:
+    first = factors.pop(0)
+    if size % first.size == 0:
+      taken.append(first)
+      size //= first.size
+    elif first.size % size == 0:
+      rest = first.size // size
+      taken.append(Factor(first.axis, first.stride * rest, size))
+      factors.insert(0, first._replace(size=rest))
+      size = 1
+    else:
+      raise Unreadable("a reshape cuts across its axes")
+  return taken
+
+
+def _merged(factors: Sequence[Factor]) -> tuple[Factor, ...]:
+  """Factors that continue one another as one."""
+  result: list[Factor] = []
+  for factor in factors:
+    last = result[-1] if result else None
+    if last and last.axis == factor.axis and last.size > 1 < factor.size and last.stride == factor.stride * factor.size:
+      result[-1] = factor._replace(size=last.size * factor.size)
+    else:
+      result.append(factor)
+  return tuple(result)
+
+
+def _take(factors: tuple[Factor, ...], offset: int, count: int) -> tuple[tuple[Factor, ...], dict[int, int]]:
+  """Positions `offset` to `offset + count` of a dimension, and how far they are from its first."""
+  if count == math.prod(factor.size for factor in factors):
+    return factors, {}
+  first, rest = factors[0], factors[1:]
+  inner = math.prod(factor.size for factor in rest)
+  if offset % inner == 0 and count % inner == 0:
+    return (first._replace(size=count // inner), *rest), _shifts(first, offset // inner)
+  if offset // inner == (offset + count - 1) // inner:  # one position of the major factor
+    taken, shifts = _take(rest, offset % inner, count)
+    return taken, {**shifts, **{a: s + shifts.get(a, 0) for a, s in _shifts(first, offset // inner).items()}}
+  raise Unreadable("a slice cuts across its axes")
+
+
+def _shifts(factor: Factor, position: Any) -> dict[int, Any]:
+  return {} if factor.axis is None else {factor.axis: position * factor.stride}
+
+
+def _replaced(dims: tuple[Dim, ...], at: int, dim: Dim) -> list[Dim]:
+  return [dim if i == at else old for i, old in enumerate(dims)]
+
+
+def merge(*pieces: Sequence[tuple[int, Layout]]) -> tuple[tuple[int, Layout], ...]:
+  """All `(leaf, layout)` pieces, once each, without those that say less than another of the same leaf.
+
+  Weight normalisation divides a weight by its norm: the norm's piece has lost axes that the weight's still has.
+  """
+  if len(pieces) == 1:
+    return tuple(pieces[0])
+  found: dict[int, list[Layout]] = {}
+  for leaf, layout in (piece for some in pieces for piece in some):
+    known = found.setdefault(leaf, [])
+    if not any(_covers(other, layout) for other in known):
+      known[:] = [other for other in known if not _covers(layout, other)] + [layout]
+  return tuple((leaf, layout) for leaf, layouts in found.items() for layout in layouts)
+
+
+def _covers(larger: Layout, smaller: Layout) -> bool:
+  if larger is smaller or larger.key() == smaller.key():
+    return True
+  if larger.unreadable or smaller.unreadable or smaller.present is not None:
+    return False
+  nothing = [not dim.axes for dim in smaller.dims]
+  if all(nothing):
+    return any(dim.axes for dim in larger.dims)
+  same = all(empty or a == b for empty, a, b in zip(nothing, smaller.dims, larger.dims, strict=True))
+  kept = {axis for dim in smaller.dims for axis in dim.axes}
+  return same and all(np.array_equal(smaller.base.get(axis, 0), larger.base.get(axis, 0)) for axis in kept)

@@ -1,6 +1,7 @@
 """Adam's successors, taken apart into optax transformations."""
 
 from optax_ext.alias import adamnx, caadam, exadam, nd_adam
+from optax_ext.convert import convert_moments
 from optax_ext.debias import Debias, Moments, cross_moment, nesterov, standard
 from optax_ext.moments import Ratio, Square, accelerated_ratio, adam_ratio, elementwise, scale_by_moments
 from optax_ext.paths import label_paths, path_string
@@ -13,6 +14,7 @@ from optax_ext.schedules import (
   constant_gain,
   log_step_size,
 )
+from optax_ext.sharding import state_shardings
 from optax_ext.softmax import l2_logits
 from optax_ext.storage import cast_updates
 from optax_ext.structure import (
@@ -54,6 +56,8 @@ __all__ = [
     "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params", "vector_mask",
     # softmax
     "l2_logits",
+    # convert, sharding: a run on several machines, and from one optimizer to another
+    "convert_moments", "state_shardings",
     # paths, storage
     "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip

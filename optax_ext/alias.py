@@ -11,7 +11,7 @@ from optax_ext.moments import accelerated_ratio, adam_ratio, scale_by_moments
 from optax_ext.schedules import adam_gain, adamnx_gain, constant_gain, log_step_size
 from optax_ext.storage import cast_updates
 from optax_ext.structure import Multiplicative, Structure, scale_by_structure, weight_axes
-from optax_ext.vectors import Axes, per_vector, project_out_params, renormalize_params, vector_mask
+from optax_ext.vectors import Axes, AxisName, per_vector, project_out_params, renormalize_params, vector_mask
 
 Mask = Any | Callable[[optax.Params], Any] | None
 
@@ -244,6 +244,7 @@ def nd_adam(
   axes: Axes = None,
   structure: Structure | None = None,
   nu_dtype: Any = None,
+  axis_name: AxisName = None,
 ) -> optax.GradientTransformationExtraArgs:
   """ND-Adam: weight vectors of unit length, moved along the sphere, with one second moment each.
 
@@ -270,6 +271,8 @@ def nd_adam(
       tree of such values like the parameters, or one tuple for all. By default taken from `structure`.
     structure: Facts about the network, whose contracting axes are used; by default those of `structure_from_params`.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
+      `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
 
   Returns:
     A `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
@@ -308,19 +311,19 @@ def nd_adam(
     axes = structure or (lambda path, leaf: weight_axes(path, leaf.shape))
   return cast_updates(
     optax.chain(
-      project_out_params(axes),
+      project_out_params(axes, axis_name=axis_name),
       scale_by_moments(
         constant_gain(b1),
         constant_gain(b2),
         debias=standard(b1, b2),
         ratio=adam_ratio(eps, eps_root),
-        square=per_vector(axes),
+        square=per_vector(axes, axis_name=axis_name),
         mu_dtype=mu_dtype,
         nu_dtype=nu_dtype,
       ),
       optax.masked(optax.scale_by_learning_rate(vector_learning_rate), vector_mask(axes)),
       optax.masked(optax.scale_by_learning_rate(learning_rate), vector_mask(axes, vectors=False)),
-      renormalize_params(axes),
+      renormalize_params(axes, axis_name=axis_name),
     )
   )
 

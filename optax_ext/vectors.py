@@ -3,6 +3,10 @@
 A *vector* runs along the **axes** that its layer contracts: the input weights of one hidden unit. Axes are given as a
 function of a leaf's path and the leaf, as a tree like the parameters, as one tuple for all leaves, or as a `Structure`.
 `None` puts a leaf among the scalars, which every function here leaves as they are.
+
+Under `jax.jit` arrays are whole, however a mesh splits them, and so are the sums over vectors. Inside `jax.shard_map` a
+function sees one device's part: where a mesh axis splits the axes of vectors, its `axis_name` says over which devices
+their sums go on.
 """
 
 from collections.abc import Callable
@@ -21,9 +25,11 @@ from optax_ext.structure import Structure
 
 AxesOfLeaf = tuple[int, ...] | None
 Axes = Any  # Callable[[str, leaf], AxesOfLeaf] | Structure | AxesOfLeaf | a tree of AxesOfLeaf
+Names = str | tuple[str, ...] | None
+AxisName = Names | Callable[[str, Any], Names]
 
 
-def project_out_params(axes: Axes) -> optax.GradientTransformation:
+def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.GradientTransformation:
   """Removes from each gradient vector its part along the weight vector, so that it is tangent to the sphere.
 
       g ← g − (g·w)/(w·w) w
@@ -32,14 +38,17 @@ def project_out_params(axes: Axes) -> optax.GradientTransformation:
 
   Args:
     axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
+      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
   Returns:
     A stateless transformation that needs `params`. Updates have the dtype of the arithmetic: float32 for narrower
     gradients. Complex vectors are vectors of their real and imaginary parts.
 
   Raises:
-    TypeError: axes are not a tuple of ints (a bare int, say).
-    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, or `params` is `None`.
+    TypeError: axes are not a tuple of ints (a bare int, say), or `axis_name` gives no names.
+    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, `params` is `None`, or the
+      mesh of a `shard_map` has no axis of that name.
 
   Example:
     >>> tx = project_out_params((0,))
@@ -51,21 +60,22 @@ def project_out_params(axes: Axes) -> optax.GradientTransformation:
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of = resolve_axes(axes)
+  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
 
   def project(path: str, grad: jax.Array, param: jax.Array) -> jax.Array:
     along = axes_of(path, grad)
     if along is None:
       return grad
     g, w = _in_arithmetic(grad, param)
-    square = _dot(w, w, along)
+    total = _sum_over(along, names_of(path, grad))
+    square = total(_product(w, w))
     usable = (square > 0) & jnp.isfinite(square)
-    return g - jnp.where(usable, _dot(g, w, along) / jnp.where(usable, square, 1), 0) * w
+    return g - jnp.where(usable, total(_product(g, w)) / jnp.where(usable, square, 1), 0) * w
 
   return _stateless_with_params("project_out_params", project)
 
 
-def renormalize_params(axes: Axes) -> optax.GradientTransformation:
+def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.GradientTransformation:
   """Changes the update so that each vector has unit length once it is applied. Must be the last link of a chain.
 
       w̄ = w + update     update ← w̄/‖w̄‖ − w
@@ -74,13 +84,16 @@ def renormalize_params(axes: Axes) -> optax.GradientTransformation:
 
   Args:
     axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
+      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
   Returns:
     A stateless transformation that needs `params`.
 
   Raises:
-    TypeError: axes are not a tuple of ints (a bare int, say).
-    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, or `params` is `None`.
+    TypeError: axes are not a tuple of ints (a bare int, say), or `axis_name` gives no names.
+    ValueError: at update, when a leaf does not have an axis, `axes` has no entry for it, `params` is `None`, or the
+      mesh of a `shard_map` has no axis of that name.
 
   Example:
     >>> tx = renormalize_params((0,))
@@ -92,14 +105,14 @@ def renormalize_params(axes: Axes) -> optax.GradientTransformation:
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of = resolve_axes(axes)
+  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
 
   def renormalize(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
     along = axes_of(path, update)
     if along is None:
       return update
     u, w = _in_arithmetic(update, param)
-    return _unit(w + u, along) - w
+    return _unit(w + u, _sum_over(along, names_of(path, update))) - w
 
   return _stateless_with_params("renormalize_params", renormalize)
 
@@ -139,16 +152,18 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
     largest = jnp.max(
       jnp.abs(w), axis=along, keepdims=True, initial=0
     )  # squares of huge or tiny weights leave the range
-    return _unit(w / jnp.where(largest > 0, largest, 1), along).astype(leaf_dtype(param))
+    return _unit(w / jnp.where(largest > 0, largest, 1), _sum_over(along)).astype(leaf_dtype(param))
 
   return map_with_paths(normalize, params)
 
 
-def per_vector(axes: Axes) -> Square:
+def per_vector(axes: Axes, *, axis_name: AxisName = None) -> Square:
   """ND-Adam's second moment: ‖g‖² of each vector, one number where Adam has one per weight.
 
   Args:
     axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
+      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
   Returns:
     A function for `scale_by_moments(..., square=...)`. Its sums keep the leaf's rank, with size 1 along the axes;
@@ -165,11 +180,11 @@ def per_vector(axes: Axes) -> Square:
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of = resolve_axes(axes)
+  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
 
   def square(path: str, grad: jax.Array) -> jax.Array:
     along = axes_of(path, grad)
-    return elementwise(path, grad) if along is None else jnp.sum(abs_sq(grad), along, keepdims=True)
+    return elementwise(path, grad) if along is None else _sum_over(along, names_of(path, grad))(abs_sq(grad))
 
   return square
 
@@ -234,6 +249,21 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   return axes_of
 
 
+def _resolve_names(axis_name: AxisName) -> Callable[[str, Any], tuple[str, ...]]:
+  """Any form of `axis_name` as a function of a leaf's path and the leaf that returns a tuple of names."""
+
+  def check(names: Any) -> tuple[str, ...]:
+    names = (names,) if isinstance(names, str) else () if names is None else names
+    if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+      raise TypeError(f"axis_name must give a name of a mesh axis, a tuple of names or None, but was {names!r}.")
+    return names
+
+  if callable(axis_name):
+    return lambda path, leaf: check(axis_name(path, leaf))
+  names = check(axis_name)
+  return lambda path, leaf: names
+
+
 def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:
   def given(path: str, leaf: Any) -> AxesOfLeaf:
     del leaf
@@ -279,14 +309,29 @@ def _in_arithmetic(update: jax.Array, param: jax.Array) -> tuple[jax.Array, jax.
   return jnp.asarray(update, dtype), jnp.asarray(param, dtype)
 
 
-def _dot(a: jax.Array, b: jax.Array, axes: tuple[int, ...]) -> jax.Array:
-  """The real scalar product of the vectors along `axes`, which stay as axes of size 1."""
-  product = a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
-  return jnp.sum(product, axes, keepdims=True)
+def _sum_over(axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Callable[[jax.Array], jax.Array]:
+  """Sums along `axes`, which stay as axes of size 1, and over the devices that the mesh axes `names` number."""
+
+  def total(x: jax.Array) -> jax.Array:
+    x = jnp.sum(x, axes, keepdims=True)
+    mesh = jax.sharding.get_abstract_mesh()
+    if not names or not mesh.manual_axes:  # outside shard_map arrays are whole
+      return x
+    if unknown := sorted(set(names) - set(mesh.axis_names)):
+      raise ValueError(f"axis_name gave {unknown[0]!r}, but the mesh of this shard_map has the axes {mesh.axis_names}.")
+    split = [name for name in names if name in mesh.manual_axes]  # along its other axes, arrays are whole here too
+    return jax.lax.psum(x, split) if split else x
+
+  return total
 
 
-def _unit(w: jax.Array, axes: tuple[int, ...]) -> jax.Array:
+def _product(a: jax.Array, b: jax.Array) -> jax.Array:
+  """What the real scalar product of two vectors sums."""
+  return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
+
+
+def _unit(w: jax.Array, total: Callable[[jax.Array], jax.Array]) -> jax.Array:
   """w/‖w‖; a vector whose squared length is 0, or too large for the dtype, stays as it is."""
-  square = _dot(w, w, axes)
+  square = total(_product(w, w))
   usable = (square > 0) & jnp.isfinite(square)
   return w / jnp.where(usable, jnp.sqrt(jnp.where(usable, square, 1)), 1)

@@ -11,7 +11,7 @@ from optax_ext.checks import Scalar, check_number
 from optax_ext.debias import Debias, Moments, abs_sq
 from optax_ext.paths import map_with_paths
 from optax_ext.schedules import Gain
-from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype
+from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype, store
 
 Ratio = Callable[[Moments], jax.Array]
 Square = Callable[[str, jax.Array], jax.Array]
@@ -151,7 +151,7 @@ def scale_by_moments(
       g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
       m = _average(m, g, jnp.asarray(w1, real))
       v = _average(v, square(path, g), jnp.asarray(w2, real))
-      return _Step(ratio(debiased(Moments(g, m, v))).astype(dtype), m.astype(mu.dtype), v.astype(nu.dtype))
+      return _Step(ratio(debiased(Moments(g, m, v))).astype(dtype), store(m, mu.dtype), store(v, nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
     updates, mu, nu = (_field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
@@ -185,6 +185,8 @@ def _over_root(numerator: Callable[[Moments], jax.Array], eps: Any, eps_root: An
 
   def ratio(moments: Moments) -> jax.Array:
     denominator = jnp.sqrt(moments.square + eps_root) + eps
-    return numerator(moments) / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny)  # 0/0 is 0 where ε = 0
+    # 0/0 is 0 where ε = 0. No root of a normal number is below this floor. The smallest normal number itself would be
+    # too small: XLA multiplies a bias correction of 0.1 onto it, and flushes the product to 0.
+    return numerator(moments) / jnp.maximum(denominator, jnp.finfo(denominator.dtype).tiny ** 0.5)
 
   return ratio

@@ -67,14 +67,12 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     {'block': {'w': False}, 'embed': {'w': True}, 'head': True}
     >>> tx = optax.partition({True: optax.adam(1e-4), False: optax.adam(1e-3)}, groups)
   """
-  if not isinstance(label, str) and not callable(label):
+  if isinstance(label, str):
+    pattern = re.compile(label)
+    return label_paths(lambda path, leaf: pattern.search(path) is not None)
+  if not callable(label):
     raise TypeError(f"label must be a regular expression or a function label(path, leaf), but was {label!r}.")
-  pattern = re.compile(label) if isinstance(label, str) else None
-
-  def of_leaf(path: str, leaf: Any) -> Any:
-    return label(path, leaf) if pattern is None else pattern.search(path) is not None
-
-  return lambda tree: map_with_paths(of_leaf, tree)
+  return lambda tree: map_with_paths(label, tree)
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

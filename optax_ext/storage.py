@@ -6,6 +6,7 @@ Arithmetic is float32 at least. In bfloat16, 0.999 is 1.0, so that a second mome
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
@@ -46,6 +47,15 @@ def square_dtype(leaf: Any, nu_dtype: Any) -> jnp.dtype:
   decay by less than 0.2 % a step, and β₂ = 0.999 asks for 0.1 %.
   """
   return real_dtype(arithmetic_dtype(leaf)) if nu_dtype is None else jnp.dtype(nu_dtype)
+
+
+def store(x: jax.Array, dtype: Any) -> jax.Array:
+  """Rounds to a dtype of storage. What is finite stays finite: a float16 ends at 65504, and ∞/∞ would be NaN."""
+  largest = jnp.finfo(dtype).max
+  if largest >= jnp.finfo(x.dtype).max or jnp.iscomplexobj(x):
+    return x.astype(dtype)
+  bounded = jnp.clip(x, -largest.astype(x.dtype), largest.astype(x.dtype))
+  return jnp.where(jnp.isfinite(x), bounded, x).astype(dtype)
 
 
 def check_trainable(path: str, leaf: Any) -> None:

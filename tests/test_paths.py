@@ -64,9 +64,7 @@ def test_missing_and_unknown_paths_are_named():
 
 
 def test_names_at_init_and_update_agree_in_flax():
-  from flax import linen as nn
-  from flax import nnx
-
+  nn, nnx = pytest.importorskip("flax.linen"), pytest.importorskip("flax.nnx")
   boxed = {"params": {"d": {"kernel": nn.Partitioned(jnp.ones((2, 2)), names=("x", "y"))}}}
   assert list(by_path(boxed)) == list(by_path(nn.unbox(boxed))) == ["d/kernel"]
   state = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Param)

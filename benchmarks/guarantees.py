@@ -57,6 +57,11 @@ def main() -> None:
   for name, counts in own_tests().items():
     skips = "; ".join(f"{n} {what}" for what, n in counts.items() if what.startswith("skipped")) or "0"
     print(f"| {name} | {counts['run']} | {counts['failed']} | {skips} | |", flush=True)
+  longer_runs()
+
+
+def longer_runs() -> None:
+  """What the longer runs left."""
   for name in "kill_test", "fuzz", "meshes":
     text = (ROOT / "benchmarks" / "results" / f"{name}.md").read_text(encoding="utf-8")
     print(f"\n## {name}\n\n{text.strip()}")

@@ -1,0 +1,120 @@
+"""The comparison from a command line: `python -m optax_ext.compare --problem digits --optimizers adam,exadam`."""
+
+import argparse
+import dataclasses
+import pathlib
+
+import numpy as np
+
+from optax_ext.compare.experiment import compare
+from optax_ext.compare.names import NAMES
+from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+  """The options."""
+  parser = argparse.ArgumentParser(prog="python -m optax_ext.compare", description=__doc__)
+  add = parser.add_argument
+  add("--problem", default="digits", help="digits, mnist5k, breast_cancer, or your own as module:function (digits)")
+  add("--optimizers", required=True, help=f"comma-separated: {', '.join(NAMES)}, or any of optax; baselines are added")
+  add(
+    "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"
+  )
+  add("--points", type=int, default=7, help="learning rates in a grid of one's own (7)")
+  add("--seeds", type=int, default=8, help="reporting seeds (8)")
+  add("--tuning-seeds", type=int, default=3, help="tuning seeds (3)")
+  add("--epochs", type=int, default=20, help="passes through the training data, each evaluated at its end (20)")
+  add("--schedule", default="constant", help="constant, cosine (with warm-up), or both as constant,cosine (constant)")
+  add("--metric", help="the deciding metric, less being better: loss or error for the bundled problems (loss)")
+  add(
+    "--early-stopping", type=int, metavar="PATIENCE", help="stop after so many epochs without a better validation value"
+  )
+  add("--plateau", type=int, metavar="PATIENCE", help="lower the learning rate to a tenth after so many such epochs")
+  add(
+    "--report",
+    default="best",
+    choices=["best", "last"],
+    help="metrics at the best validation value, or the last (best)",
+  )
+  add("--track", default="A", choices=["A", "B"], help="A: tune the learning rate; B: all settings, at random (A)")
+  add("--trials", type=int, default=16, help="of track B (16)")
+  add("--single-rate", type=float, help="of the comparison at one rate; 0 for none (the baseline's usual rate)")
+  add("--batching", default="auto", choices=["auto", "map", "vmap"], help="auto times both (auto)")
+  add("--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder; interrupted work there is continued (out)")
+  return parser.parse_args(arguments)
+
+
+def parse_rates(text: str | None) -> list[float] | None:
+  """A grid from "low:high:number" or from comma-separated rates.
+
+  Raises:
+    ValueError: it is neither.
+  """
+  if text is None:
+    return None
+  try:
+    if ":" in text:
+      low, high, number = text.split(":")
+      if not 0 < float(low) <= float(high) < float("inf") or int(number) < 1:
+        raise ValueError
+      return np.geomspace(float(low), float(high), int(number)).tolist()
+    return [float(rate) for rate in text.split(",") if rate]
+  except ValueError:
+    raise ValueError(
+      f"--learning-rates must be low:high:number, as 1e-4:1e-1:7, or comma-separated numbers, but was {text!r}."
+    ) from None
+
+
+def main(arguments: list[str] | None = None) -> None:
+  """Compares, prints the summary, and says where everything is."""
+  options = parse(arguments)
+  try:
+    run(options)
+  except (TypeError, ValueError) as error:
+    raise SystemExit(f"{error}") from error
+
+
+def run(options: argparse.Namespace) -> None:
+  """One comparison for each schedule."""
+  try:
+    from optax_ext.compare.bundled import load
+  except ImportError as error:
+    raise ValueError(f"The problems need {error.name}: pip install 'optax_ext[compare]'.") from error
+  rates = parse_rates(options.learning_rates)
+  if options.epochs < 1:
+    raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
+  problem = load(options.problem)
+  if options.metric:
+    problem = dataclasses.replace(problem, metric=options.metric)
+  every = problem.steps_per_epoch
+  schedules = options.schedule.split(",")
+  for schedule in schedules:
+    protocol = Protocol(
+      steps=options.epochs * every,
+      evaluate_every=every,
+      schedule=schedule,
+      early_stopping=EarlyStopping(options.early_stopping) if options.early_stopping else None,
+      plateau=ReduceOnPlateau(patience=options.plateau) if options.plateau else None,
+      report=options.report,
+    )
+    out = options.out / schedule if len(schedules) > 1 else options.out
+    comparison = compare(
+      problem,
+      [name for name in options.optimizers.split(",") if name],
+      protocol,
+      learning_rates=rates,
+      points=options.points,
+      seeds=options.seeds,
+      tuning_seeds=options.tuning_seeds,
+      track=options.track,
+      trials=options.trials,
+      single_rate=options.single_rate,
+      batching=options.batching,
+      out=out,
+    )
+    print(comparison.summary())
+    print(f"Runs, summary and pictures are in {out}.")
+
+
+if __name__ == "__main__":
+  main()

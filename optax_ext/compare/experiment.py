@@ -1,0 +1,328 @@
+"""`compare`: tune every optimizer alike, then report all of them on fresh seeds."""
+
+import dataclasses
+import functools
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import optax
+
+from optax_ext.compare import grid
+from optax_ext.compare.grid import Range
+from optax_ext.compare.optimizers import Optimizer, check_optimizers
+from optax_ext.compare.problem import Problem, check_problem, keys
+from optax_ext.compare.progress import Progress
+from optax_ext.compare.protocol import Protocol
+from optax_ext.compare.run import Result, Runner, Task
+from optax_ext.compare.statistics import Difference, adjust, paired
+from optax_ext.compare.store import Store, fingerprint
+from optax_ext.compare.tuning import Search, Trial, Tuner, value_of
+
+FIRST_REPORTING_SEED = 1000  # tuning seeds count from 0
+
+
+@dataclasses.dataclass
+class Arm:
+  """One optimizer of a comparison.
+
+  Attributes:
+    optimizer: Which.
+    search: How it was tuned.
+    reported: Its runs at the best trial on the reporting seeds; none where no trial was eligible.
+    single: Its runs at the one learning rate that all share, on the same seeds.
+  """
+
+  optimizer: Optimizer
+  search: Search
+  reported: list[Result] = dataclasses.field(default_factory=list)
+  single: list[Result] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class Comparison:
+  """The outcome of `compare`.
+
+  Attributes:
+    problem: What was trained.
+    protocol: How.
+    arms: One an optimizer, in the order given.
+    seeds: The reporting seeds.
+    tuning_seeds: The tuning seeds.
+    single_rate: The learning rate of the single-rate comparison; `None` where there was none.
+    margin: What counts as equal, relative.
+    tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
+    at_one_rate: The same, both at `single_rate`.
+    batching: "map" or "vmap".
+  """
+
+  problem: Problem
+  protocol: Protocol
+  arms: dict[str, Arm]
+  seeds: list[int]
+  tuning_seeds: list[int]
+  single_rate: float | None
+  margin: float
+  tuned: dict[tuple[str, str], Difference]
+  at_one_rate: dict[tuple[str, str], Difference]
+  batching: str
+
+  def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
+    """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""
+    arm = self.arms[name]
+    results = arm.single if single else arm.reported
+    return [value_of(self.problem, self.protocol, r, split) for r in results] or [math.nan] * len(self.seeds)
+
+  def baselines(self, name: str) -> list[str]:
+    """The optimizers that this one is compared with: its matched baselines, else the first optimizer."""
+    declared = [b for b in self.arms[name].optimizer.baselines if b in self.arms]
+    first = next(iter(self.arms))
+    return declared or ([] if name == first or self.is_baseline(name) else [first])
+
+  def is_baseline(self, name: str) -> bool:
+    """Whether another optimizer names this one as its baseline."""
+    return any(name in arm.optimizer.baselines for arm in self.arms.values())
+
+  def summary(self) -> str:
+    """The comparison in Markdown."""
+    from optax_ext.compare.report import summary
+
+    return summary(self)
+
+  def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
+    """Writes the table of all runs (CSV and JSON), the summary and, where matplotlib is installed, the pictures."""
+    from optax_ext.compare.report import save
+
+    return save(self, pathlib.Path(folder))
+
+
+def compare(
+  problem: Problem,
+  optimizers: Sequence[str | Optimizer] | Mapping[str, Callable[..., optax.GradientTransformation]],
+  protocol: Protocol,
+  *,
+  learning_rates: Sequence[float] | None = None,
+  points: int = 7,
+  ratio: float = grid.HALF_DECADE,
+  seeds: int | Sequence[int] = 8,
+  tuning_seeds: int | Sequence[int] = 3,
+  track: str = "A",
+  trials: int = 16,
+  single_rate: float | None = None,
+  margin: float = 0.005,
+  add_baselines: bool = True,
+  batching: str = "auto",
+  devices: Sequence[Any] | None = None,
+  out: str | pathlib.Path | None = None,
+  progress: bool = True,
+) -> Comparison:
+  """Compares optimizers on a problem, each at its own best learning rate.
+
+  Every optimizer tries the same number of trials on the tuning seeds; the trial with the best mean validation metric is
+  trained again with fresh seeds, and the test metrics of these runs are compared, seed by seed. A seed fixes the
+  initialisation, the order of the data and dropout for every optimizer and learning rate.
+
+  Args:
+    problem: What is trained.
+    optimizers: Names (see `optax_ext.compare.names`), `Optimizer`s, or a dict of constructors of the learning rate.
+    protocol: How long.
+    learning_rates: A grid for all; without it each optimizer has its own, around its centre.
+    points: In a grid of one's own.
+    ratio: Of neighbours in such a grid. A grid whose best is at an edge is extended in this ratio, by at most 3 points
+      a side, and refined once around its best at the root of it.
+    seeds: Reporting seeds: how many (then from 1000), or which.
+    tuning_seeds: How many (then from 0), or which.
+    track: "A" tunes the learning rate; "B" draws `trials` quasi-random trials from each optimizer's whole space.
+    trials: Of track B.
+    single_rate: The rate of the comparison at one rate; by default the centre of the first baseline. 0 for none.
+    margin: What counts as equal, relative to the baseline's mean.
+    add_baselines: Whether to add the matched baselines of named optimizers where they are missing.
+    batching: "map", "vmap", or "auto", which times both and keeps the faster.
+    devices: That share the runs; by default all local ones.
+    out: A folder for the results; an interrupted comparison continues from what is in it.
+    progress: Whether to show a live line.
+
+  Returns:
+    A `Comparison`.
+
+  Raises:
+    TypeError, ValueError: bad input, in one sentence, before any training.
+
+  Example:
+    >>> from optax_ext.compare.bundled import digits
+    >>> found = compare(digits(), ["adam", "exadam"], Protocol(steps=360, evaluate_every=18))  # doctest: +SKIP
+    >>> print(found.summary())  # doctest: +SKIP
+  """
+  all_arms = resolve(optimizers, problem, add_baselines)
+  _check_options(learning_rates, points, ratio, track, trials, margin, batching)
+  tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
+  if both := set(tuning) & set(reporting):
+    raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
+  check_problem(problem)
+  params, _ = jax.eval_shape(problem.start, keys(0)[0])
+  check_optimizers(all_arms.values(), params)
+  store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol))
+  if single_rate is None:
+    single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
+
+  rates = {name: learning_rates or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
+  if learning_rates and len(learning_rates) > 1:
+    ratio = sorted(learning_rates)[1] / sorted(learning_rates)[0]
+  in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
+  runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
+  laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store)
+  with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
+    laboratory.progress = shown
+    tuners = {name: Tuner(problem, protocol, laboratory.on(name, tuning, "tuning")) for name in all_arms}
+    for name, tuner in tuners.items():
+      if track == "B":
+        centre = all_arms[name].centre
+        space = {"learning_rate": Range(centre / 10**1.5, centre * 10**1.5), **all_arms[name].space}
+        tuner.try_all(grid.quasi_random(space, trials))
+      else:
+        tuner.on_grid(rates[name], ratio)
+    if track == "A":
+      most = max(len(tuner.search.trials) for tuner in tuners.values())
+      for tuner in tuners.values():
+        tuner.top_up(most, ratio)
+    arms = {name: Arm(all_arms[name], tuner.search) for name, tuner in tuners.items()}
+    for name, arm in arms.items():
+      report = laboratory.on(name, reporting, "reporting", with_test=True)
+      if arm.search.best is not None:
+        arm.reported = report([arm.search.best])[0]
+      if single_rate:
+        arm.single = report([{"learning_rate": single_rate}])[0]
+
+  comparison = Comparison(
+    problem, protocol, arms, reporting, tuning, single_rate or None, margin, {}, {}, laboratory.batching
+  )
+  comparison.tuned = differences(comparison, single=False)
+  comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}
+  if out:
+    comparison.save(out)
+  return comparison
+
+
+class Laboratory:
+  """Does the runs of a comparison that are not in the store yet."""
+
+  progress: Progress
+
+  def __init__(
+    self,
+    problem: Problem,
+    protocol: Protocol,
+    optimizers: Mapping[str, Optimizer],
+    batching: str,
+    devices: Sequence[Any] | None,
+    store: Store,
+  ):
+    self.optimizers, self.protocol, self.store, self.batching = optimizers, protocol, store, batching
+    self.problem, self.devices = problem, devices
+    self.runners: dict[str, Runner] = {}
+
+  def on(
+    self, name: str, seeds: Sequence[int], what: str, with_test: bool = False
+  ) -> Callable[[Sequence[Trial]], list[list[Result]]]:
+    """A function that does trials of one optimizer, each on all of `seeds`."""
+
+    def run(trials: Sequence[Trial]) -> list[list[Result]]:
+      self.progress.phase(list(self.optimizers).index(name), name, what)
+      tasks = [Task(trial, seed) for trial in trials for seed in seeds]
+      missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
+      if missing:
+        runner = self._runner(name)
+        keep = functools.partial(self.store.add, name, with_test=with_test)
+        runner.run(missing, with_test, self.progress.add, keep)
+        self.batching = runner.batching  # what "auto" chose serves all
+      self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
+      results = [self.store.get(name, task, with_test) for task in tasks]
+      results = [result for result in results if result is not None]
+      return [results[first : first + len(seeds)] for first in range(0, len(results), len(seeds))]
+
+    return run
+
+  def _runner(self, name: str) -> Runner:
+    like = next(iter(self.runners.values()), None)
+    if name not in self.runners:
+      optimizer = self.optimizers[name]
+      self.runners[name] = Runner(self.problem, self.protocol, optimizer, self.batching, self.devices, like)
+    self.runners[name].batching = self.batching
+    return self.runners[name]
+
+
+def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str, Optimizer]:
+  """The optimizers by name, with the matched baselines of the named ones."""
+  if isinstance(optimizers, Mapping):
+    optimizers = [o if isinstance(o, Optimizer) else Optimizer(name, o) for name, o in optimizers.items()]
+  resolved: dict[str, Optimizer] = {}
+  if isinstance(optimizers, str) or not len(optimizers):
+    raise ValueError(f"optimizers must be a list of at least one name or Optimizer, but was {optimizers!r}.")
+  for optimizer in optimizers:
+    if isinstance(optimizer, str):
+      from optax_ext.compare.names import named
+
+      optimizer = named(optimizer, problem)
+    elif not isinstance(optimizer, Optimizer):
+      raise TypeError(f"An optimizer must be a name or an Optimizer, but one was {optimizer!r}; give a dict otherwise.")
+    if optimizer.name in resolved:
+      raise ValueError(f"Two optimizers have the name {optimizer.name!r}; give each its own.")
+    resolved[optimizer.name] = optimizer
+  if add_baselines:
+    from optax_ext.compare.names import NAMES, named
+
+    missing = [b for o in resolved.values() for b in o.baselines if b not in resolved and b in NAMES]
+    resolved |= {name: named(name, problem) for name in missing}
+  return resolved
+
+
+def _baseline_names(optimizers: Mapping[str, Optimizer]) -> list[str]:
+  return [b for o in optimizers.values() for b in o.baselines if b in optimizers]
+
+
+def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], Difference]:
+  """Each optimizer against its baselines, with p-values adjusted for all of them."""
+  pairs = [(name, baseline) for name in comparison.arms for baseline in comparison.baselines(name)]
+  badness = lambda name: [comparison.problem.badness(v) for v in comparison.values(name, single=single)]
+  differences = [paired(badness(name), badness(baseline), comparison.margin) for name, baseline in pairs]
+  return dict(zip(pairs, adjust(differences), strict=True))
+
+
+def _seeds(seeds: int | Sequence[int], first: int, name: str) -> list[int]:
+  chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else list(seeds)
+  if not chosen or any(not isinstance(seed, int) or seed < 0 for seed in chosen) or len(set(chosen)) < len(chosen):
+    raise ValueError(
+      f"{name} must be a number of at least 1, or different whole numbers of at least 0, but was {seeds!r}."
+    )
+  return chosen
+
+
+def _check_options(
+  learning_rates: Sequence[float] | None,
+  points: int,
+  ratio: float,
+  track: str,
+  trials: int,
+  margin: float,
+  batching: str,
+) -> None:
+  if learning_rates is not None:
+    if not len(learning_rates):
+      raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
+    if not all(0 < rate < math.inf for rate in learning_rates) or len(set(learning_rates)) < len(learning_rates):
+      raise ValueError(f"learning_rates must be different finite numbers above 0, but were {list(learning_rates)}.")
+  grid.grid(1.0, points, ratio)
+  if track not in ("A", "B"):
+    raise ValueError(f"track must be 'A' (learning rate alone) or 'B' (all settings), but was {track!r}.")
+  if track == "B" and learning_rates is not None:
+    raise ValueError(
+      "Track B draws learning rates from ranges around the centres: leave learning_rates out, or track A."
+    )
+  if trials < 1:
+    raise ValueError(f"trials must be at least 1, but was {trials}.")
+  if not 0 <= margin < math.inf:
+    raise ValueError(f"margin must be a finite number of at least 0, but was {margin}.")
+  if batching not in ("auto", "map", "vmap"):
+    raise ValueError(f"batching must be 'auto', 'map' or 'vmap', but was {batching!r}.")

@@ -1,0 +1,130 @@
+"""Optimizers by name: the one file of the comparison that imports the rest of the library.
+
+Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 12 times Adam's, 2
+to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+import optax_ext
+from optax_ext.compare.grid import Range
+from optax_ext.compare.optimizers import Optimizer
+from optax_ext.compare.problem import Problem
+
+B1 = Range(0.8, 0.98, "complement")
+B2 = Range(0.9, 0.9999, "complement")
+DECAY = Range(1e-4, 0.3)
+LOWER = 10**-3.5  # half a decade below 1e-3
+
+
+def _adam(problem: Problem) -> Optimizer:
+  return Optimizer("adam", optax.adam, 1e-3, {"b1": B1, "b2": B2})
+
+
+def _adamw(problem: Problem) -> Optimizer:
+  make = lambda learning_rate, weight_decay=0.01, **settings: optax.adamw(
+    learning_rate, weight_decay=weight_decay, **settings
+  )
+  return Optimizer("adamw", make, 1e-3, {"b1": B1, "b2": B2, "weight_decay": DECAY})
+
+
+def _momentum(problem: Problem) -> Optimizer:
+  """SGD with momentum and coupled L2 (gradient + λ·w), as the ND-Adam paper's baseline."""
+
+  def make(learning_rate: Any, momentum: Any = 0.9, weight_decay: Any = 1e-3) -> optax.GradientTransformation:
+    return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate, momentum))
+
+  return Optimizer("sgd_l2", make, 0.1, {"momentum": B1, "weight_decay": Range(1e-5, 1e-2)})
+
+
+def _sgd(problem: Problem) -> Optimizer:
+  make = lambda learning_rate, momentum=0.9: optax.sgd(learning_rate, momentum)
+  return Optimizer("sgd", make, 0.1, {"momentum": B1})
+
+
+def _exadam(log_step: bool) -> Callable[[Problem], Optimizer]:
+  def of(problem: Problem) -> Optimizer:
+    make = lambda learning_rate, **settings: optax_ext.exadam(learning_rate, log_step=log_step, **settings)
+    name, centre = ("exadam", 1e-4) if log_step else ("exadam_nolog", LOWER)
+    return Optimizer(name, make, centre, {"b1": B1, "b2": B2}, ("adam",))
+
+  return of
+
+
+def _adamnx(problem: Problem) -> Optimizer:
+  space = {"b1": B1, "b2": Range(0.9, 0.999, "complement"), "weight_decay": DECAY}
+  return Optimizer("adamnx", optax_ext.adamnx, 1e-3, space, ("adamw",))
+
+
+def _caadam(name: str, rule: Callable[..., Any], centre: float, gamma: Range) -> Callable[[Problem], Optimizer]:
+  def of(problem: Problem) -> Optimizer:
+    structure = problem.hints.get("structure")
+
+    def make(learning_rate: Any, **settings: Any) -> optax.GradientTransformation:
+      chosen = rule(settings.pop("gamma")) if "gamma" in settings else rule()
+      return optax_ext.caadam(learning_rate, rule=chosen, structure=structure, **settings)
+
+    return Optimizer(name, make, centre, {"b1": B1, "b2": B2, "gamma": gamma}, ("adam",))
+
+  return of
+
+
+def _nd_adam(problem: Problem) -> Optimizer:
+  structure, axes = problem.hints.get("structure"), problem.hints.get("axes")
+  where = {"axes": axes} if axes is not None else {"structure": structure}
+
+  def make(learning_rate: Any, rate_ratio: Any = 50.0, **settings: Any) -> optax.GradientTransformation:
+    of_vectors = _times(rate_ratio, learning_rate)
+    return optax_ext.nd_adam(learning_rate, vector_learning_rate=of_vectors, **where, **settings)
+
+  def prepare(params: Any) -> Any:
+    along = axes if axes is not None else structure or optax_ext.structure_from_params(params)
+    return optax_ext.normalize_vectors(params, along)
+
+  note = (
+    "" if problem.hints.get("normalised_units") else "outside the method's conditions: no normaliser after each unit"
+  )
+  space = {"b1": B1, "b2": B2, "rate_ratio": Range(5, 500)}
+  return Optimizer("nd_adam", make, 1e-3, space, ("adam", "sgd_l2"), prepare, note)
+
+
+NAMES: dict[str, Callable[[Problem], Optimizer]] = {
+  "adam": _adam,
+  "adamw": _adamw,
+  "sgd": _sgd,
+  "sgd_l2": _momentum,
+  "exadam": _exadam(log_step=True),
+  "exadam_nolog": _exadam(log_step=False),
+  "adamnx": _adamnx,
+  "caadam_additive": _caadam("caadam_additive", optax_ext.Additive, 1e-3, Range(0.3, 0.99, "linear")),
+  "caadam_multiplicative": _caadam("caadam_multiplicative", optax_ext.Multiplicative, LOWER, Range(1.5, 15)),
+  "caadam_depth": _caadam("caadam_depth", optax_ext.ByDepth, 1e-3, Range(0.3, 3)),
+  "nd_adam": _nd_adam,
+}
+
+
+def named(name: str, problem: Problem) -> Optimizer:
+  """The optimizer of a name: one of `NAMES`, or any constructor of optax, as "lion" or "contrib.prodigy".
+
+  Raises:
+    ValueError: there is none.
+  """
+  if name in NAMES:
+    return NAMES[name](problem)
+  found = _of_optax(name)
+  if found is None:
+    raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
+  return Optimizer(name, found, 1e-3, {}, ("adam",))
+
+
+def _of_optax(name: str) -> Any:
+  found: Any = functools.reduce(lambda module, part: getattr(module, part, None), name.split("."), optax)
+  return found if callable(found) and not isinstance(found, type) and not name.startswith("_") else None
+
+
+def _times(factor: Any, rate: Any) -> Any:
+  return (lambda count: factor * rate(count)) if callable(rate) else factor * rate

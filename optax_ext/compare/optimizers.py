@@ -1,0 +1,75 @@
+"""An optimizer as a comparison sees it: a constructor of the learning rate, and where to look for the best one."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import optax
+
+from optax_ext.compare.grid import Range
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+  """A named constructor of the learning rate.
+
+  Attributes:
+    name: Names it in tables and files.
+    make: `make(learning_rate, **settings) -> optax.GradientTransformation`. It is called while tracing: the learning
+      rate is a traced number, or a schedule where the protocol has one; what it is must not change the state's
+      structure. With a plateau the rate changes from step to step, so an optimizer that keeps it in its state does not
+      see that.
+    centre: The middle of the grid of learning rates: a usual rate of Adam, corrected by the known effective step.
+    space: Ranges of the settings that track B draws, beside the learning rate.
+    baselines: Names of the optimizers that it is compared with.
+    prepare: Changes the initial parameters, as `normalize_vectors` does for ND-Adam.
+    note: A remark for the reports.
+  """
+
+  name: str
+  make: Callable[..., optax.GradientTransformation]
+  centre: float = 1e-3
+  space: Mapping[str, Range] = dataclasses.field(default_factory=dict)
+  baselines: tuple[str, ...] = ()
+  prepare: Callable[[Any], Any] | None = None
+  note: str = ""
+
+  def build(
+    self, trial: Mapping[str, Any], scale: Any = 1.0, shape: Any = None
+  ) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of one trial, its learning rate times `scale` and, where there is one, times the schedule."""
+    settings = dict(trial)
+    rate = settings.pop("learning_rate") * scale
+    learning_rate = rate if shape is None else lambda count: rate * shape(count)
+    return optax.with_extra_args_support(self.make(learning_rate, **settings))
+
+
+def check_optimizers(optimizers: Iterable[Optimizer], params: Any) -> None:
+  """Raises unless each can be built and updates parameters like `params`. Computes nothing.
+
+  Raises:
+    TypeError, ValueError: which optimizer fails, and why.
+  """
+  for optimizer in optimizers:
+
+    def once(rate: jax.Array, params: Any, optimizer: Optimizer = optimizer) -> Any:
+      settings = {name: rate + space.low for name, space in optimizer.space.items()}
+      tx = optimizer.build({"learning_rate": rate, **settings})
+      state = tx.init(params)
+      updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=lambda params: rate)
+      return optax.apply_updates(params, updates), state, new_state
+
+    try:
+      new, state, new_state = jax.eval_shape(once, 1e-3, params)
+    except Exception as error:
+      reason = str(error).strip().partition("\n")[0]
+      raise TypeError(
+        f"The optimizer {optimizer.name!r} could not be built from a traced learning rate and update the problem's "
+        f"parameters: {type(error).__name__}: {reason}"
+      ) from error
+    if jax.tree.structure(state) != jax.tree.structure(new_state):
+      raise ValueError(f"The state of the optimizer {optimizer.name!r} changes its structure at the first step.")
+    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, new)]
+    if shapes[0] != shapes[1]:
+      raise ValueError(f"The optimizer {optimizer.name!r} changes the shapes of the parameters.")

@@ -1,0 +1,112 @@
+"""Three pictures of a comparison: curves, the metric against the learning rate, and intervals. They need no display."""
+
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from optax_ext.compare.experiment import Comparison
+from optax_ext.compare.report import curve_of
+from optax_ext.compare.tuning import value_of
+
+COLORS = ["black", *[f"C{i}" for i in range(10)]]
+
+
+def save_pictures(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes the pictures as PNG files."""
+  paths = []
+  for name, draw in [("curves", curves), ("learning_rates", learning_rates), ("intervals", intervals)]:
+    paths.append(folder / f"{name}.png")
+    draw(comparison).savefig(paths[-1], dpi=120)
+  return paths
+
+
+def curves(comparison: Comparison) -> Figure:
+  """Training loss and the deciding validation metric over steps: median over seeds, in a band from least to most."""
+  metric = comparison.problem.metric
+  figure, panels = _figure(2)
+  for panel, curve in zip(panels, ["train/loss", f"validation/{metric}"], strict=True):
+    for color, (name, arm) in zip(_colors(comparison), comparison.arms.items(), strict=True):
+      steps, values = curve_of(arm.reported, curve)
+      lost = sum(result.diverged for result in arm.reported)
+      label = name + (f" ({lost} of {len(arm.reported)} diverged)" if lost else "")
+      if len(values):
+        panel.plot(steps, np.median(values, axis=0), color=color, label=label, marker="o" if len(steps) == 1 else None)
+        panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+    _style(panel, curve.replace("/", " "), "step")
+  return _legend(figure, panels[0])
+
+
+def learning_rates(comparison: Comparison) -> Figure:
+  """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled."""
+  metric = comparison.problem.metric
+  figure, (panel,) = _figure(1)
+  for color, (name, arm) in zip(_colors(comparison), comparison.arms.items(), strict=True):
+    search = arm.search
+    sign = -1 if comparison.problem.maximize else 1
+    points = [(rate, sign * badness) for rate, badness in sorted(search.by_rate.items()) if math.isfinite(badness)]
+    if not points:
+      continue
+    alone = all(len(trial) == 1 for trial in search.trials)  # in track B other settings differ too: no line
+    panel.plot(
+      *zip(*points, strict=True), color=color, label=name, marker="o", markersize=3, linewidth=1.5 if alone else 0
+    )
+    for trial, results in zip(search.trials, search.results, strict=True):
+      values = [value_of(comparison.problem, comparison.protocol, result, "validation") for result in results]
+      panel.plot([trial["learning_rate"]] * len(values), values, ".", color=color, alpha=0.3, markersize=3)
+    if search.best:
+      best = search.best["learning_rate"]
+      panel.plot(best, dict(points)[best], "o", color=color, markersize=10, fillstyle="none")
+  _style(panel, f"mean validation {metric} over tuning seeds", "learning rate")
+  panel.set_xscale("log")
+  return _legend(figure, panel)
+
+
+def intervals(comparison: Comparison) -> Figure:
+  """Differences from the baselines with their intervals, tuned and at one rate; the margin of equality in grey."""
+  kinds = [("each at its best learning rate", comparison.tuned)]
+  if comparison.at_one_rate and comparison.single_rate:
+    kinds.append((f"all at {comparison.single_rate:.3g}", comparison.at_one_rate))
+  figure, panels = _figure(len(kinds))
+  sign = -1 if comparison.problem.maximize else 1
+  for panel, (title, differences) in zip(panels, kinds, strict=True):
+    for place, d in enumerate(differences.values()):
+      low, high = sorted((sign * d.low, sign * d.high))
+      panel.plot([low, high], [place, place], color="C0", linewidth=2)
+      panel.plot([sign * d.mean], [place], "o", color="C0")
+      panel.fill_betweenx([place - 0.3, place + 0.3], -d.margin, d.margin, color="0.85", zorder=0)
+      panel.annotate(
+        d.verdict, (0.99, place - 0.05), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
+      )
+    panel.axvline(0, color="0.5", linewidth=1)
+    panel.set_yticks(range(len(differences)), [f"{name} − {baseline}" for name, baseline in differences])
+    panel.set(
+      title=title, xlabel=f"difference of test {comparison.problem.metric}", ylim=(len(differences) - 0.4, -0.6)
+    )
+    panel.spines[["top", "right"]].set_visible(False)
+  return figure
+
+
+def _figure(panels: int) -> tuple[Figure, list[Any]]:
+  figure = Figure(figsize=(6 * panels + 2, 4.5), layout="constrained")
+  return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _colors(comparison: Comparison) -> list[str]:
+  return [COLORS[i % len(COLORS)] for i in range(len(comparison.arms))]
+
+
+def _style(panel: Any, title: str, xlabel: str) -> None:
+  values = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in panel.get_lines()] or [np.zeros(1)])
+  values = values[np.isfinite(values)]
+  panel.set(title=title, xlabel=xlabel, yscale="log" if len(values) and values.min() > 0 else "linear")
+  panel.grid(alpha=0.3, which="both", linewidth=0.5)
+  panel.spines[["top", "right"]].set_visible(False)
+
+
+def _legend(figure: Figure, panel: Any) -> Figure:
+  if panel.get_lines():
+    figure.legend(loc="outside right center", frameon=False, handles=panel.get_legend_handles_labels()[0])
+  return figure

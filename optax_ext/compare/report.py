@@ -1,0 +1,204 @@
+"""What a comparison found: a tidy table of every run, and a summary in words."""
+
+import csv
+import dataclasses
+import json
+import math
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from optax_ext.compare.experiment import Comparison
+from optax_ext.compare.grid import width
+from optax_ext.compare.run import Result
+from optax_ext.compare.statistics import Difference, mean_ranks, steps_to
+from optax_ext.compare.store import check_folder
+from optax_ext.compare.tuning import best_index, value_of
+
+WIDTH_MARGIN = 0.05
+
+
+def rows(comparison: Comparison, curves: bool = False) -> list[dict[str, Any]]:
+  """One row a run: where it belongs, what it was, and every metric at its best checkpoint and at its end."""
+  table = []
+  for name, arm in comparison.arms.items():
+    tuning = [result for results in arm.search.results for result in results]
+    for phase, results in [("tuning", tuning), ("reporting", arm.reported), ("one rate", arm.single)]:
+      for result in results:
+        best = best_index(comparison.problem, result)
+        row = {
+          "problem": comparison.problem.name,
+          "optimizer": name,
+          "phase": phase,
+          "seed": result.seed,
+          **result.trial,
+        }
+        row |= {"diverged": result.diverged, "stopped_early": result.stopped_early, "steps": result.steps[-1]}
+        row |= {"best_step": result.steps[best]}
+        for curve, values in result.curves.items():
+          row |= {f"{curve} best": values[best], f"{curve} last": values[-1]}
+        table.append(row | ({"curves": result.curves} if curves else {}))
+  return table
+
+
+def save(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
+  """Writes runs.csv, runs.json, comparisons.json, summary.md and, where matplotlib is installed, the pictures."""
+  check_folder(folder)
+  table = rows(comparison)
+  columns = list(dict.fromkeys(name for row in table for name in row))
+  with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, columns)
+    writer.writeheader()
+    writer.writerows(table)
+  found = {"tuned": comparison.tuned, "at one rate": comparison.at_one_rate}
+  differences = [
+    {"comparison": kind, "optimizer": pair[0], "baseline": pair[1], "verdict": d.verdict, **dataclasses.asdict(d)}
+    for kind, of in found.items()
+    for pair, d in of.items()
+  ]
+  for file_name, content in [("runs.json", rows(comparison, curves=True)), ("comparisons.json", differences)]:
+    (folder / file_name).write_text(json.dumps(_without_nan(content), indent=1), "utf-8")
+  (folder / "summary.md").write_text(summary(comparison), "utf-8")
+  paths = [folder / name for name in ("runs.csv", "runs.json", "comparisons.json", "summary.md")]
+  try:
+    from optax_ext.compare.pictures import save_pictures
+  except ImportError:  # no matplotlib
+    return paths
+  return paths + save_pictures(comparison, folder)
+
+
+def summary(comparison: Comparison) -> str:
+  """The tables that answer the question, in Markdown."""
+  problem, protocol = comparison.problem, comparison.protocol
+  schedule = protocol.schedule if isinstance(protocol.schedule, str) else "given"
+  where = "at the best validation value" if protocol.report == "best" else "after the last step"
+  better = "more" if problem.maximize else "less"
+  lines = [
+    f"# {problem.name}: {', '.join(comparison.arms)}",
+    "",
+    f"Test {problem.metric} ({better} is better) {where}; {protocol.steps} steps of {problem.batch_size} examples, "
+    f"evaluated every {protocol.evaluate_every}, {schedule} learning rate. Each optimizer was tuned on the "
+    f"validation data with {len(comparison.tuning_seeds)} seeds, and reported with {len(comparison.seeds)} fresh ones.",
+    "",
+    "## Each at its best learning rate",
+    "",
+    *_table(_optimizer_rows(comparison)),
+    "",
+    *_table(_difference_rows(comparison.tuned, comparison.problem.maximize)),
+  ]
+  if comparison.at_one_rate:
+    lines += [
+      "",
+      f"## All at the learning rate {comparison.single_rate:.3g}",
+      "",
+      "The comparison that papers make. It mixes what an optimizer does with how long its steps are.",
+      "",
+      *_table(_difference_rows(comparison.at_one_rate, comparison.problem.maximize)),
+    ]
+  notes = [f"- {name}: {arm.optimizer.note}." for name, arm in comparison.arms.items() if arm.optimizer.note]
+  lines += [
+    "",
+    "## How to read this",
+    "",
+    "- A difference is the optimizer's value less its baseline's on the same seed, with a 95% bootstrap interval over "
+    "seeds. p is of the paired t test, adjusted by Holm over this table; Welch's is beside it for comparison with "
+    "papers. Below 5 seeds there is no p.",
+    f"- equal: two one-sided tests and the interval put the difference inside ±{comparison.margin:.2%} of the "
+    "baseline. undecided: neither that nor a difference could be shown. identical: every seed gave the same value.",
+    "- A diverged run (loss or metric not finite) counts as worst in ranks and in steps to target; a mean beside `k of "
+    "n diverged` is of the survivors alone.",
+    "- steps to target: the median over seeds of the steps to the tuned baseline's best validation value on that seed; "
+    "a run that never gets there is censored.",
+    f"- width: decades of learning rate within {WIDTH_MARGIN:.0%} of the best mean validation value. edge: the best "
+    "rate is the last one tried on its side, so a better one may lie beyond.",
+    *notes,
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def steps_to_target(comparison: Comparison, name: str) -> tuple[float, int]:
+  """The median over seeds of the steps to the baseline's best validation value, and how many were censored."""
+  baseline = next(iter(comparison.baselines(name)), name)
+  of_baseline = comparison.arms[baseline].reported
+  curve = lambda result: [
+    comparison.problem.badness(v) for v in result.curves[f"validation/{comparison.problem.metric}"]
+  ]
+  steps = []
+  for result, rival in zip(comparison.arms[name].reported, of_baseline, strict=False):
+    reached = None
+    if not result.diverged and not rival.diverged:
+      reached = steps_to(result.steps, curve(result), min(curve(rival)))
+    elif not result.diverged:
+      reached = result.steps[0]  # the baseline diverged: whatever this one has is better
+    steps.append(math.inf if reached is None else reached)
+  return (float(np.median(steps)), sum(map(math.isinf, steps))) if steps else (math.nan, 0)
+
+
+def _optimizer_rows(comparison: Comparison) -> list[list[str]]:
+  metric = comparison.problem.metric
+  header = ["optimizer", "learning rate", "trials", f"{metric} at best checkpoint", f"{metric} at end", "mean rank"]
+  header += ["steps to target", "width"]
+  signed = [[comparison.problem.badness(v) for v in comparison.values(name)] for name in comparison.arms]
+  ranks = mean_ranks(signed)
+  table = [header]
+  best_protocol, last_protocol = (dataclasses.replace(comparison.protocol, report=at) for at in ("best", "last"))
+  for (name, arm), rank in zip(comparison.arms.items(), ranks, strict=True):
+    best = arm.search.best
+    if best is None:
+      table.append([name, "none eligible", str(len(arm.search.trials)), *["–"] * 2, f"{rank:.1f}", "–", "–"])
+      continue
+    of = lambda protocol, arm=arm: [value_of(comparison.problem, protocol, r, "test") for r in arm.reported]
+    rate = f"{best['learning_rate']:.3g}" + (" (edge)" if arm.search.at_edge else "")
+    rate += "".join(f", {key} {value:.4g}" for key, value in best.items() if key != "learning_rate")
+    median, censored = steps_to_target(comparison, name)
+    target = f"> {comparison.protocol.steps}" if math.isinf(median) else f"{median:.0f}"
+    target += f" ({censored} of {len(arm.reported)} censored)" if censored else ""
+    tuned_rate_alone = len(best) == 1
+    decades = width(arm.search.by_rate, best["learning_rate"], WIDTH_MARGIN) if tuned_rate_alone else math.nan
+    span = "–" if math.isnan(decades) else ("≥ " if arm.search.at_edge else "") + f"{decades:.2f}"
+    values = [mean_of_survivors(values) for values in (of(best_protocol), of(last_protocol))]
+    table.append([name, rate, str(len(arm.search.trials)), *values, f"{rank:.1f}", target, span])
+  return table
+
+
+def mean_of_survivors(values: list[float]) -> str:
+  """The mean, which is never shown without the number of diverged runs where there are any."""
+  alive = [value for value in values if math.isfinite(value)]
+  mean = f"{np.mean(alive):.4g}" if alive else "–"
+  lost = len(values) - len(alive)
+  return mean + (f" ({lost} of {len(values)} diverged)" if lost else "")
+
+
+def _difference_rows(differences: dict[tuple[str, str], Difference], maximize: bool) -> list[list[str]]:
+  table = [["optimizer", "baseline", "difference", "95% interval", "p (Holm)", "p (Welch)", "verdict"]]
+  sign = -1 if maximize else 1
+  for (name, baseline), d in differences.items():
+    low, high = sorted((sign * d.low, sign * d.high))
+    p = [f"{p:.2g}" if p is not None else "–" for p in (d.adjusted_p, d.welch_p)]
+    table.append([name, baseline, f"{sign * d.mean:+.3g}", f"{low:+.3g} to {high:+.3g}", *p, d.verdict])
+  return table
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+  header, *body = lines
+  return [f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *body]]
+
+
+def _without_nan(content: Any) -> Any:
+  """JSON has no NaN and no infinity: null."""
+  if isinstance(content, dict):
+    return {key: _without_nan(value) for key, value in content.items()}
+  if isinstance(content, list):
+    return [_without_nan(value) for value in content]
+  return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def curve_of(results: list[Result], curve: str) -> tuple[list[int], np.ndarray]:
+  """Steps, and a curve of each run that did not diverge; runs that stopped early keep their last value."""
+  alive = [result for result in results if not result.diverged]
+  if not alive:
+    return [], np.empty((0, 0))
+  longest = max(alive, key=lambda result: len(result.steps)).steps
+  padded = [r.curves[curve] + [r.curves[curve][-1]] * (len(longest) - len(r.steps)) for r in alive]
+  return longest, np.array(padded)

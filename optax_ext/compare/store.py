@@ -1,0 +1,96 @@
+"""Finished runs on disk, one JSON line each, so that interrupted work goes on where it stopped."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from optax_ext.compare.problem import Problem
+from optax_ext.compare.protocol import Protocol
+from optax_ext.compare.run import Result, Task
+
+
+class Store:
+  """Results of finished runs, by optimizer, trial, seed and whether the test data was looked at.
+
+  Args:
+    folder: Where `finished.jsonl` is; `None` keeps results in memory alone.
+    experiment: What all runs have in common; from `fingerprint`.
+
+  Raises:
+    ValueError: the folder cannot be written to, or holds runs of a different experiment.
+  """
+
+  def __init__(self, folder: pathlib.Path | None, experiment: str):
+    self.results: dict[str, Result] = {}
+    self.path = folder / "finished.jsonl" if folder else None
+    if folder is None or self.path is None:
+      return
+    check_folder(folder)
+    if not self.path.exists():
+      self.path.write_text(json.dumps({"experiment": experiment}) + "\n", "utf-8")
+      return
+    text = self.path.read_text("utf-8")
+    complete = text[: text.rfind("\n") + 1]  # without a line whose writing was interrupted
+    lines = [json.loads(line) for line in complete.splitlines()]
+    if not lines or lines[0] != {"experiment": experiment}:
+      raise ValueError(
+        f"{str(self.path)!r} holds runs of another experiment (another problem, data, protocol, or version of jax or "
+        "optax), so that they cannot be continued: choose another folder, or delete this one."
+      )
+    if complete != text:
+      self.path.write_text(complete, "utf-8")
+    self.results = {line["key"]: Result(**line["result"]) for line in lines[1:]}
+
+  def get(self, optimizer: str, task: Task, with_test: bool) -> Result | None:
+    """The result of a finished run."""
+    return self.results.get(_key(optimizer, task, with_test))
+
+  def add(self, optimizer: str, results: Sequence[Result], with_test: bool) -> None:
+    """Notes finished runs."""
+    lines = []
+    for result in results:
+      key = _key(optimizer, Task(result.trial, result.seed), with_test)
+      self.results[key] = result
+      lines.append(json.dumps({"key": key, "result": dataclasses.asdict(result)}) + "\n")
+    if self.path:
+      with self.path.open("a", encoding="utf-8") as file:
+        file.writelines(lines)
+
+
+def check_folder(folder: pathlib.Path) -> None:
+  """Makes the folder; raises a sentence where nothing can be written to it."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.TemporaryFile(dir=folder).close()
+  except OSError as error:
+    raise ValueError(f"The output folder {str(folder)!r} cannot be written to: {error.strerror}.") from error
+
+
+def fingerprint(problem: Problem, protocol: Protocol) -> str:
+  """A digest of what all runs have in common: data, sizes, protocol, versions. Code is not looked into."""
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(problem.data):
+    array = np.ascontiguousarray(leaf)
+    digest.update(f"{array.shape}{array.dtype}".encode())
+    digest.update(array.tobytes())
+  schedule = (
+    getattr(protocol.schedule, "__qualname__", "callable") if callable(protocol.schedule) else protocol.schedule
+  )
+  common: list[Any] = [problem.name, problem.batch_size, problem.metric, problem.maximize]
+  common += [repr(dataclasses.replace(protocol, schedule="constant")), schedule]
+  common += [jax.__version__, optax.__version__]
+  digest.update(json.dumps(common).encode())
+  return digest.hexdigest()[:16]
+
+
+def _key(optimizer: str, task: Task, with_test: bool) -> str:
+  trial = ",".join(f"{name}={value!r}" for name, value in sorted(task.trial.items()))
+  return f"{optimizer}|{trial}|seed={task.seed}|{'report' if with_test else 'tune'}"

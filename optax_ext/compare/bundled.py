@@ -65,7 +65,7 @@ def breast_cancer() -> Problem:
   from sklearn.datasets import load_breast_cancer
 
   x, labels = load_breast_cancer(return_X_y=True)
-  train, validation, test = split({"x": x, "label": np.asarray(labels, np.float32)}, 397, 86)
+  train, validation, test = split({"x": np.asarray(x), "label": np.asarray(labels, np.float32)}, 397, 86)
   mean, deviation = train["x"].mean(axis=0), train["x"].std(axis=0)
   for part in (train, validation, test):
     part["x"] = np.asarray((part["x"] - mean) / deviation, np.float32)

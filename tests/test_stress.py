@@ -225,9 +225,9 @@ def fuzz():
   return module
 
 
-@pytest.mark.parametrize("first", [0, 75])
+@pytest.mark.parametrize("first", [0, 30])
 def test_random_combinations(first):
   """A slice of benchmarks/fuzz.py, which runs 10,000."""
-  kinds, found = fuzz().fuzz(75, seed=1, first=first)
+  kinds, found = fuzz().fuzz(30, seed=1, first=first)
   assert found == []
-  assert kinds.total() == 75
+  assert kinds.total() == 30

@@ -51,20 +51,17 @@ def read_model(
   Raises:
     ValueError: `apply_fn` computes gradients.
   """
-  closed, numbers, shapes = _trace(apply_fn, params, inputs)
+  closed, shapes = _trace(apply_fn, params, inputs)
   reader = Reader()
   arguments = [Value(pieces=((leaf, layouts.identity(shape)),)) for leaf, shape in enumerate(shapes)]
   arguments = [CONSTANT if _is_key(var) else value for value, var in zip(arguments, closed.jaxpr.invars, strict=False)]
   arguments += [CONSTANT if _is_key(var) else Value(depth=0) for var in closed.jaxpr.invars[len(shapes) :]]
   reader.read(closed.jaxpr, [reader.constant(const) for const in closed.consts], arguments)
-  assert len(numbers) == len(shapes) == len(paths)
   last = max((int(np.max(node.depth)) for node in reader.nodes), default=-1)
   return summarize(paths, shapes, reader.uses), last + 1
 
 
-def _trace(
-  apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]
-) -> tuple[Any, list[int], list[tuple[int, ...]]]:
+def _trace(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> tuple[Any, list[tuple[int, ...]]]:
   """The jaxpr of `apply_fn`, whose first arguments are the arrays in `params`, and their shapes.
 
   Whatever is no array or number (a flag, a name, a function) stays as it is. So do integers where the program will not
@@ -93,12 +90,7 @@ def _trace(
     if not any(_is_number(leaf, True) and not _is_number(leaf, False) for leaf in leaves[mine:]):
       raise
     closed, traced = attempt(integers=False)
-  numbers = [i for i in traced if i < mine]
-  return (
-    closed,
-    numbers,
-    [tuple(np.shape(leaves[i])) if not hasattr(leaves[i], "shape") else tuple(leaves[i].shape) for i in numbers],
-  )
+  return closed, [tuple(leaves[i].shape) for i in traced if i < mine]
 
 
 def is_array(leaf: Any) -> bool:

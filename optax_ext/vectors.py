@@ -149,9 +149,8 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
     if along is None:
       return param
     w = jnp.asarray(param, arithmetic_dtype(param))
-    largest = jnp.max(
-      jnp.abs(w), axis=along, keepdims=True, initial=0
-    )  # squares of huge or tiny weights leave the range
+    # squares of huge or tiny weights leave the dtype's range
+    largest = jnp.max(jnp.abs(w), axis=along, keepdims=True, initial=0)
     return _unit(w / jnp.where(largest > 0, largest, 1), _sum_over(along)).astype(leaf_dtype(param))
 
   return map_with_paths(normalize, params)

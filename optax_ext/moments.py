@@ -151,7 +151,10 @@ def scale_by_moments(
       g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
       m = _average(m, g, jnp.asarray(w1, real))
       v = _average(v, square(path, g), jnp.asarray(w2, real))
-      return _Step(ratio(debiased(Moments(g, m, v))).astype(dtype), store(m, mu.dtype), store(v, nu.dtype))
+      update = ratio(debiased(Moments(g, m, v))).astype(dtype)
+      # A square that overflowed allows no step. The correction of a finite mean may overflow too, and ∞/∞ would be NaN.
+      update = jnp.where(jnp.isinf(v) & jnp.isfinite(m), 0, update)
+      return _Step(update, store(m, mu.dtype), store(v, nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
     updates, mu, nu = (_field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from support import enable_x64
 
@@ -58,6 +58,8 @@ def types(tree):
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 @each_optimizer
 @given(tree=trees, seed=st.integers(10, 2**20))
+@example(tree=[((), "bfloat16", 1e38, 0.0)], seed=10)  # g² is infinite, and so is EXAdam's g/c₁
+@example(tree=[((), "float16", 0.0, 0.0), ((1, 1), "bfloat16", 1e36, 1e3)], seed=10)  # g·w is infinite
 @settings(deadline=None, max_examples=20)
 def test_finite_gradients_give_finite_updates(make, eps, tree, seed):
   """Two steps there, one back, one of zeros: nothing is ever NaN, updates are finite, types stay."""

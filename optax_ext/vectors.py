@@ -68,9 +68,10 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
       return grad
     g, w = _in_arithmetic(grad, param)
     total = _sum_over(along, names_of(path, grad))
-    square, product = total(_product(w, w)), total(_product(g, w))
-    usable = (square > 0) & jnp.isfinite(square) & jnp.isfinite(product)
-    return g - jnp.where(usable, product / jnp.where(usable, square, 1), 0) * w
+    square = total(_product(w, w))
+    coefficient = total(_product(g, w)) / jnp.where(square > 0, square, 1)
+    usable = (square > 0) & jnp.isfinite(coefficient)
+    return g - jnp.where(usable, coefficient, 0) * w
 
   return _stateless_with_params("project_out_params", project)
 

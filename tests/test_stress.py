@@ -60,6 +60,7 @@ def types(tree):
 @given(tree=trees, seed=st.integers(10, 2**20))
 @example(tree=[((), "bfloat16", 1e38, 0.0)], seed=10)  # g² is infinite, and so is EXAdam's g/c₁
 @example(tree=[((), "float16", 0.0, 0.0), ((1, 1), "bfloat16", 1e36, 1e3)], seed=10)  # g·w is infinite
+@example(tree=[((1, 1), "bfloat16", 1e31, 1e-8)], seed=10)  # and here g·w/w·w
 @settings(deadline=None, max_examples=20)
 def test_finite_gradients_give_finite_updates(make, eps, tree, seed):
   """Two steps there, one back, one of zeros: nothing is ever NaN, updates are finite, types stay."""

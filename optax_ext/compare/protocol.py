@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -59,7 +59,8 @@ class Protocol:
     warmup: Part of the steps, for "cosine".
     early_stopping: Where given, runs may end before `steps`.
     plateau: Where given, the learning rate falls when the validation metric does not.
-    report: "best" for the metrics at the best validation value (best weights), "last" for those at the last evaluation.
+    report: "best" for the metrics at the best validation value (best weights; with early stopping the last that was
+      better by `min_delta`, as Keras restores), "last" for those at the last evaluation.
   """
 
   steps: int
@@ -88,6 +89,15 @@ class Protocol:
   def evaluations(self) -> int:
     """How many there are in a run that does not stop early."""
     return self.steps // self.evaluate_every
+
+  def best(self, values: Sequence[float]) -> int:
+    """Which evaluation, from 0, has the best weights. Less is better; where none was looked at, the last."""
+    looked_at = self.early_stopping or EarlyStopping(1)
+    index, best = len(values) - 1, math.inf
+    for i, value in enumerate(values):
+      if i >= looked_at.start and value < best - looked_at.min_delta:
+        index, best = i, value
+    return index
 
   def shape(self) -> Shape | None:
     """The schedule as a function; `None` for a constant."""

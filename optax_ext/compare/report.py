@@ -14,7 +14,7 @@ from optax_ext.compare.grid import width
 from optax_ext.compare.run import Result
 from optax_ext.compare.statistics import Difference, mean_ranks, steps_to
 from optax_ext.compare.store import check_folder
-from optax_ext.compare.tuning import best_index, value_of
+from optax_ext.compare.tuning import value_of
 
 WIDTH_MARGIN = 0.05
 
@@ -26,7 +26,6 @@ def rows(comparison: Comparison, curves: bool = False) -> list[dict[str, Any]]:
     tuning = [result for results in arm.search.results for result in results]
     for phase, results in [("tuning", tuning), ("reporting", arm.reported), ("one rate", arm.single)]:
       for result in results:
-        best = best_index(comparison.problem, result)
         row = {
           "problem": comparison.problem.name,
           "optimizer": name,
@@ -35,9 +34,9 @@ def rows(comparison: Comparison, curves: bool = False) -> list[dict[str, Any]]:
           **result.trial,
         }
         row |= {"diverged": result.diverged, "stopped_early": result.stopped_early, "steps": result.steps[-1]}
-        row |= {"best_step": result.steps[best]}
+        row |= {"best_step": result.steps[result.best]}
         for curve, values in result.curves.items():
-          row |= {f"{curve} best": values[best], f"{curve} last": values[-1]}
+          row |= {f"{curve} best": values[result.best], f"{curve} last": values[-1]}
         table.append(row | ({"curves": result.curves} if curves else {}))
   return table
 

@@ -1,8 +1,10 @@
 """Many runs of one optimizer in few compiled programs.
 
 A program takes a group of runs through a chunk of the protocol: the runs of a group are vmapped and shared among the
-devices; groups follow one another. Whether a group is one run a device ("map") or all runs ("vmap") changes speed and
-rounding, and nothing else. Learning rates, seeds and data are arguments of the program, and the runs are donated.
+devices; groups follow one another. A group is one run a device ("map") or all runs ("vmap"). With "step", which is like
+"map", a program takes one step only: XLA's CPU compiler makes convolutions fast outside of loops alone. These ways
+differ in speed and rounding, and in nothing else. Learning rates, seeds and data are arguments of the programs, and the
+runs are donated.
 """
 
 import dataclasses
@@ -42,8 +44,16 @@ class Result:
   seed: int
   steps: list[int]
   curves: dict[str, list[float]]  # "train/loss", "validation/name", "test/name", "scale" of the learning rate
+  best: int  # index of the evaluation with the best weights
   diverged: bool
   stopped_early: bool
+
+  def thinned(self, points: int) -> "Result":
+    """The same with about `points` of its evaluations, the best and the last among them, and 6 digits of each value."""
+    last = len(self.steps) - 1
+    kept = sorted({*np.linspace(0, last, points).round().astype(int).tolist(), self.best, last})
+    curves = {name: [float(f"{values[i]:.6g}") for i in kept] for name, values in self.curves.items()}
+    return dataclasses.replace(self, steps=[self.steps[i] for i in kept], curves=curves, best=kept.index(self.best))
 
 
 class Runner:
@@ -53,7 +63,7 @@ class Runner:
     problem: What is trained.
     protocol: How long.
     optimizer: With what.
-    batching: "map", "vmap", or "auto", which times both on the first runs that it gets.
+    batching: "map", "vmap", "step", or "auto", which times all three on the first runs that it gets.
     devices: That share the runs.
     like: A runner of another optimizer, whose data on the devices and initial parameters this one shares.
   """
@@ -73,8 +83,14 @@ class Runner:
     self.data = like.data if like else jax.device_put(problem.data, self.shared)
     self.initial = like.initial if like else initialiser(problem)
     self.chunk = math.ceil(protocol.evaluations / CHUNKS)
+    if protocol.early_stopping:  # runs end at any time: look more often
+      self.chunk = min(self.chunk, protocol.early_stopping.patience)
     self._start = jax.jit(jax.vmap(functools.partial(start, optimizer, protocol)), out_shardings=self.split)
-    self._programs = {with_test: self._compile(with_test) for with_test in (False, True)}
+    of_runs, both = PartitionSpec("runs"), (False, True)
+    chunk, end = (lambda t, f=f: functools.partial(f, t) for f in (self._run_chunk, self._end))
+    self._chunks = {test: self._compile(chunk(test), 6, (of_runs, PartitionSpec(None, "runs"))) for test in both}
+    one_step = self._compile(self._one_step, 6, (of_runs, of_runs))
+    self._steps_and_ends = {test: (one_step, self._compile(end(test), 5, (of_runs, of_runs))) for test in both}
 
   def run(
     self,
@@ -122,7 +138,7 @@ class Runner:
       count = min(self.chunk, self.protocol.evaluations - first)
       already = np.asarray(runs.watch.stopped)
       begin = time.perf_counter()
-      runs, record = self._programs[with_test](runs, settings, rows(first)[1], first, count, self.data)
+      runs, record = self._program(with_test)(runs, settings, rows(first)[1], first, count, self.data)
       record = {name: np.asarray(values) for name, values in record.items()}
       made = record.pop("made")
       stopped, diverged = np.asarray(runs.watch.stopped), np.asarray(runs.watch.diverged)
@@ -148,8 +164,9 @@ class Runner:
   def _result(self, task: Task, records: list[dict[str, float]], diverged: bool | None) -> Result:
     steps = [(i + 1) * self.protocol.evaluate_every for i in range(len(records))]
     curves = {name: [record[name] for record in records] for name in records[0]}
+    best = self.protocol.best([self.problem.badness(v) for v in curves[f"validation/{self.problem.metric}"]])
     early = diverged is not None and not diverged and len(records) < self.protocol.evaluations
-    return Result(dict(task.trial), task.seed, steps, curves, bool(diverged), early)
+    return Result(dict(task.trial), task.seed, steps, curves, best, bool(diverged), early)
 
   def _first(self, tasks: Sequence[Task], places: np.ndarray, seeds: list[int]) -> tuple[Setting, Run]:
     """The settings of a group, and its runs before the first step."""
@@ -172,36 +189,51 @@ class Runner:
     size = 4 * len(_seeds(tasks)) * self.chunk * self.protocol.evaluate_every * self.problem.batch_size
     return max(1, min(CHUNKS, 2**28 // size))
 
-  def _compile(self, with_test: bool) -> Callable[..., tuple[Run, dict[str, jax.Array]]]:
-    """The program of a chunk."""
-    chunk = functools.partial(self._run_chunk, with_test)
+  def _program(self, with_test: bool) -> Callable[..., tuple[Run, dict[str, np.ndarray]]]:
+    """What takes a group through a chunk."""
+    if self.batching == "step":
+      return functools.partial(self._run_chunk_by_steps, *self._steps_and_ends[with_test])
+    return self._chunks[with_test]
+
+  def _compile(self, function: Callable[..., Any], arguments: int, results: Any) -> Callable[..., Any]:
+    """A program whose first two arguments are runs and settings, split among the devices; the others are shared."""
     if self.mesh.size > 1:
-      of_runs, same = PartitionSpec("runs"), PartitionSpec()
-      specs = (of_runs, of_runs, same, same, same, same)
-      out_specs = (of_runs, PartitionSpec(None, "runs"))
-      chunk = jax.shard_map(chunk, mesh=self.mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
-    return jax.jit(chunk, donate_argnums=0)
+      of_runs, shared = PartitionSpec("runs"), PartitionSpec()
+      specs = (of_runs, of_runs, *[shared] * (arguments - 2))
+      function = jax.shard_map(function, mesh=self.mesh, in_specs=specs, out_specs=results, check_vma=False)
+    return jax.jit(function, donate_argnums=0)
+
+  def _train(
+    self, runs: Run, settings: Setting, rows: jax.Array, first_step: jax.Array, data: Any
+  ) -> tuple[Run, jax.Array]:
+    """Steps on batches `rows` (seeds, steps, batch_size) of the runs of one device that have not stopped."""
+    each = _alone if len(settings.seed) == 1 else jax.vmap
+    steps = functools.partial(train, self.problem, self.protocol, self.optimizer)
+    trained, loss = each(lambda run, setting: steps(run, setting, rows[setting.seed], first_step, data[0]))(
+      runs, settings
+    )
+    return _where(runs.watch.stopped, runs, trained), loss
+
+  def _end(
+    self, with_test: bool, runs: Run, settings: Setting, loss: jax.Array, index: jax.Array, data: Any
+  ) -> tuple[Run, dict[str, jax.Array]]:
+    """Evaluation `index` after steps of mean loss `loss`."""
+    alone = len(settings.seed) == 1
+    measure = lambda run: evaluate(self.problem, run, data, with_test)
+    values = _alone(measure)(runs) if alone else jax.lax.map(measure, runs, batch_size=TOGETHER)
+    ends = lambda run, setting, loss, values: conclude(self.problem, self.protocol, run, setting, index, loss, values)
+    ended = (_alone if alone else jax.vmap)(ends)(runs, settings, loss, values)
+    record = {"made": ~runs.watch.stopped, "train/loss": loss, "scale": runs.watch.scale, **values}
+    return _where(runs.watch.stopped, runs, ended), record
 
   def _run_chunk(
     self, with_test: bool, runs: Run, settings: Setting, rows: jax.Array, first: jax.Array, count: jax.Array, data: Any
   ) -> tuple[Run, dict[str, jax.Array]]:
     """Evaluations `first` to `first + count`, each after its steps, of the runs of one device."""
-    problem, protocol, optimizer = self.problem, self.protocol, self.optimizer
-    alone = len(settings.seed) == 1
-    each = _alone if alone else jax.vmap
-
-    def steps(run: Run, setting: Setting, chosen: jax.Array, index: jax.Array) -> tuple[Run, jax.Array]:
-      first_step = index * protocol.evaluate_every
-      return train(problem, protocol, optimizer, run, setting, chosen[setting.seed], first_step, data[0])
 
     def period(runs: Run, chosen: jax.Array, index: jax.Array) -> tuple[Run, dict[str, jax.Array]]:
-      trained, loss = each(lambda run, setting: steps(run, setting, chosen, index))(runs, settings)
-      measure = lambda run: evaluate(problem, run, data, with_test)
-      values = _alone(measure)(trained) if alone else jax.lax.map(measure, trained, batch_size=TOGETHER)
-      ends = lambda run, setting, loss, values: conclude(problem, protocol, run, setting, index, loss, values)
-      ended = each(ends)(trained, settings, loss, values)
-      record = {"made": ~runs.watch.stopped, "train/loss": loss, "scale": runs.watch.scale, **values}
-      return _where(runs.watch.stopped, runs, ended), record
+      runs, loss = self._train(runs, settings, chosen, index * self.protocol.evaluate_every, data)
+      return self._end(with_test, runs, settings, loss, index, data)
 
     record_shapes = jax.eval_shape(period, runs, rows[:, 0], first)[1]
 
@@ -216,16 +248,48 @@ class Runner:
     records = jax.tree.map(lambda leaf: jnp.zeros((self.chunk, *leaf.shape), leaf.dtype), record_shapes)
     return jax.lax.fori_loop(0, count, step, (runs, records))
 
+  def _one_step(
+    self, runs: Run, settings: Setting, rows: jax.Array, place: jax.Array, step: jax.Array, data: Any
+  ) -> tuple[Run, jax.Array]:
+    """Step number `step` of the runs of one device, which is at `place` (period, step) of the chunk."""
+    return self._train(runs, settings, rows[:, place[0], place[1]][:, None], step, data)
+
+  def _run_chunk_by_steps(
+    self,
+    one_step: Callable[..., tuple[Run, jax.Array]],
+    end: Callable[..., tuple[Run, dict[str, jax.Array]]],
+    runs: Run,
+    settings: Setting,
+    rows: jax.Array,
+    first: int,
+    count: int,
+    data: Any,
+  ) -> tuple[Run, dict[str, np.ndarray]]:
+    """What `_run_chunk` does, with a program for a step and one for an evaluation."""
+    every, records = self.protocol.evaluate_every, []
+    for i in range(count):
+      losses = []
+      for j in range(every):
+        runs, loss = one_step(runs, settings, rows, np.array([i, j], np.int32), np.int32((first + i) * every + j), data)
+        losses.append(loss)
+      runs, record = end(runs, settings, sum(losses) / every, np.int32(first + i), data)
+      records.append(record)
+      if np.asarray(runs.watch.stopped).all():
+        break
+    return runs, {name: np.stack([np.asarray(record[name]) for record in records]) for name in records[0]}
+
   def _faster(self, tasks: Sequence[Task], with_test: bool) -> str:
-    """Which of map and vmap takes less time for one evaluation and the steps before it, once compiled."""
+    """Which way takes the least time for one evaluation and the steps before it, once compiled."""
     seconds = {}
-    for name, width in [("map", self.mesh.size), ("vmap", math.ceil(len(tasks) / self.mesh.size) * self.mesh.size)]:
+    widest = math.ceil(len(tasks) / self.mesh.size) * self.mesh.size
+    for name, width in [("map", self.mesh.size), ("vmap", widest), ("step", self.mesh.size)]:
+      self.batching = name
       rows = self._rows(_seeds(tasks), 0)
       settings, runs = self._first(tasks, np.arange(width) % len(tasks), rows[0])
       best = math.inf
       for _ in range(3):  # the first compiles
         begin = time.perf_counter()
-        runs, _ = jax.block_until_ready(self._programs[with_test](runs, settings, rows[1], 0, 1, self.data))
+        runs, _ = jax.block_until_ready(self._program(with_test)(runs, settings, rows[1], 0, 1, self.data))
         best = min(best, time.perf_counter() - begin)
       seconds[name] = best * math.ceil(len(tasks) / width)
     return min(seconds, key=lambda name: seconds[name])

@@ -23,13 +23,15 @@ class Store:
   Args:
     folder: Where `finished.jsonl` is; `None` keeps results in memory alone.
     experiment: What all runs have in common; from `fingerprint`.
+    points: How many evaluations of each run are kept, at least; `None` for all.
 
   Raises:
     ValueError: the folder cannot be written to, or holds runs of a different experiment.
   """
 
-  def __init__(self, folder: pathlib.Path | None, experiment: str):
+  def __init__(self, folder: pathlib.Path | None, experiment: str, points: int | None = None):
     self.results: dict[str, Result] = {}
+    self.points = points
     self.path = folder / "finished.jsonl" if folder else None
     if folder is None or self.path is None:
       return
@@ -58,6 +60,7 @@ class Store:
     lines = []
     for result in results:
       key = _key(optimizer, Task(result.trial, result.seed), with_test)
+      result = result.thinned(self.points) if self.points else result
       self.results[key] = result
       lines.append(json.dumps({"key": key, "result": dataclasses.asdict(result)}) + "\n")
     if self.path:

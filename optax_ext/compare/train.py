@@ -59,9 +59,14 @@ def train(
     updates, opt_state = tx.update(grads, opt_state, params, **extra)
     return (optax.apply_updates(params, updates), state, opt_state), loss
 
-  steps = first_step + jnp.arange(len(rows))
-  (params, state, opt_state), losses = jax.lax.scan(step, (run.params, run.state, run.opt_state), (steps, rows))
-  return Run(params, state, opt_state, run.watch), losses.mean()
+  carry: Any = (run.params, run.state, run.opt_state)
+  if len(rows) == 1:  # without a loop
+    (params, state, opt_state), loss = step(carry, (first_step, rows[0]))
+  else:
+    steps = first_step + jnp.arange(len(rows))
+    (params, state, opt_state), losses = jax.lax.scan(step, carry, (steps, rows))
+    loss = losses.mean()
+  return Run(params, state, opt_state, run.watch), loss
 
 
 def evaluate(problem: Problem, run: Run, data: Any, with_test: bool) -> dict[str, jax.Array]:

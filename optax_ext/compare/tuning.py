@@ -104,15 +104,8 @@ class Tuner:
       self.try_all([{**best, "learning_rate": new} for new in (rate * step, rate / step)[:most]])
 
 
-def best_index(problem: Problem, result: Result) -> int:
-  """Which evaluation of the validation data was the best."""
-  badness = [problem.badness(value) for value in result.curves[f"validation/{problem.metric}"]]
-  return min(range(len(badness)), key=lambda i: badness[i] if math.isfinite(badness[i]) else math.inf)
-
-
 def value_of(problem: Problem, protocol: Protocol, result: Result, split: str, name: str = "") -> float:
   """A metric (by default the deciding one) where the protocol reports it; NaN where the run diverged."""
   if result.diverged:
     return math.nan
-  index = best_index(problem, result) if protocol.report == "best" else -1
-  return result.curves[f"{split}/{name or problem.metric}"][index]
+  return result.curves[f"{split}/{name or problem.metric}"][result.best if protocol.report == "best" else -1]

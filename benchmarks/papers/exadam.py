@@ -1,0 +1,56 @@
+"""EXAdam's language model, Table 3: a character GPT on Shakespeare that overfits.
+
+    python benchmarks/papers/exadam.py
+    python benchmarks/papers/exadam.py --full
+
+0.8M parameters, contexts of 64 characters, batches of 16, 2,000 steps on the text's first tenth; losses on its last.
+The table's optimizers, 5 rates with 1 seed each, then 3 fresh seeds; beside it all at 1e-4, as in the paper. --full is
+the paper's size (14.3M parameters, contexts of 256, batches of 64, 5,000 steps on 9/10 of the text), for a GPU.
+"""
+
+import laboratory
+import optax
+from laboratory import share_cores, tuned
+
+from optax_ext.compare import Optimizer, Problem, Protocol
+from optax_ext.compare.papers import GPT, shakespeare
+
+SMALLEST = GPT(block=16, width=16, heads=2, layers=1)
+LARGEST = GPT(block=256, width=384, heads=8, layers=8)
+
+
+def signum(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+  """The sign of the mean of the gradients."""
+  mean = optax.ema(0.9, debias=False)
+  return optax.chain(mean, optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate))
+
+
+RIVALS = (
+  Optimizer("adafactor", optax.adafactor, 10**-1.5),  # times the parameters' root mean square
+  Optimizer("signum", signum, 10**-3.5),
+  Optimizer("ademamix", optax.contrib.ademamix, 1e-3),
+)
+
+
+def problem_and_protocol(small: bool, full: bool) -> tuple[Problem, Protocol]:
+  if small:
+    return shakespeare(SMALLEST, part=0.002, held_out=32), Protocol(20, 10)
+  if full:
+    return shakespeare(LARGEST, batch_size=64, part=0.9), Protocol(5000, 250)
+  return shakespeare(), Protocol(2000, 100)
+
+
+def main(arguments: list[str] | None = None) -> None:
+  parser = laboratory.parser(__doc__)
+  parser.add_argument("--full", action="store_true", help="the paper's size")
+  options = parser.parse_args(arguments)
+  problem, protocol = problem_and_protocol(options.slice, options.full)
+  size = {"points": 1, "tuning_seeds": 1, "seeds": 2} if options.slice else {"points": 5, "tuning_seeds": 1, "seeds": 3}
+  arms = ["adam", "adamw", "exadam", "exadam_nolog", "sgd", *RIVALS]
+  folder = options.out / "exadam" / ("full" if options.full else "small")
+  tuned(folder, problem, arms[:3:2] if options.slice else arms, protocol, "map", single_rate=1e-4, **size)
+
+
+if __name__ == "__main__":
+  share_cores()
+  main()

@@ -1,0 +1,71 @@
+"""What the experiments share: their options, their folders, and runs that go on where they were interrupted."""
+
+import argparse
+import json
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from optax_ext.compare import Comparison, Optimizer, Problem, Protocol, compare
+from optax_ext.compare.experiment import FIRST_REPORTING_SEED, Laboratory
+from optax_ext.compare.progress import Progress
+from optax_ext.compare.run import Result
+from optax_ext.compare.store import Store, fingerprint
+
+RESULTS = pathlib.Path(__file__).parents[1] / "results" / "papers"
+CURVE_POINTS = 8  # evaluations kept of each run: enough for a picture
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+  """The options of every experiment."""
+  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--slice", action="store_true", help="a tiny part of the data, of the runs and of their steps")
+  parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the results, which it goes on with")
+  return parser
+
+
+def share_cores() -> None:
+  """Makes every core a device of its own, before the first computation, so that runs share them."""
+  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+
+
+def report(
+  folder: pathlib.Path,
+  problem: Problem,
+  protocol: Protocol,
+  optimizers: Mapping[str, Optimizer],
+  seeds: int,
+  rates: Mapping[str, float],
+  batching: str = "map",
+) -> dict[str, list[Result]]:
+  """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
+  with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
+    store = Store(folder, fingerprint(problem, protocol), CURVE_POINTS)
+    laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
+    fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
+    runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}
+    return {name: run([{"learning_rate": rates[name]}])[0] for name, run in runs.items()}
+
+
+def tuned(
+  folder: pathlib.Path,
+  problem: Problem,
+  optimizers: Sequence[str | Optimizer],
+  protocol: Protocol,
+  batching: str,
+  **options: Any,
+) -> Comparison:
+  """`compare`, without its table of all curves, which `finished.jsonl` holds too."""
+  options |= {"batching": batching, "curve_points": CURVE_POINTS, "out": folder}
+  comparison = compare(problem, optimizers, protocol, **options)
+  (folder / "runs.json").unlink()
+  return comparison
+
+
+def note(folder: pathlib.Path, **facts: Any) -> None:
+  """Writes what the report has to know beside the runs."""
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

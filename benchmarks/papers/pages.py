@@ -1,0 +1,103 @@
+"""What the report reads of the raw results, and how it shows tables and pictures."""
+
+import collections
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from optax_ext.compare.run import Result
+
+
+class Pages:
+  """The folder of raw results, how the report links to it, and what is not in it yet."""
+
+  def __init__(self, folder: pathlib.Path, beside: pathlib.Path):
+    self.folder, self.beside = folder, beside
+    self.missing: list[str] = []
+
+  def finished(self, name: str, command: str, runs: int | None = None) -> bool:
+    """Whether an experiment is complete, that is has `runs` runs or its summary; otherwise it is noted as missing."""
+    done = len(self.lines(name))
+    if done == runs or (runs is None and (self.folder / name / "summary.md").exists()):
+      return True
+    of = f" of {runs}" if runs else ""
+    self.missing.append(
+      f"`python benchmarks/papers/{command}`: {f'interrupted after {done}{of} runs' if done else 'nothing'}"
+    )
+    return False
+
+  def lines(self, name: str) -> list[dict[str, Any]]:
+    """Finished runs, without the line that names the experiment and without one whose writing was interrupted."""
+    path = self.folder / name / "finished.jsonl"
+    text = path.read_text("utf-8") if path.exists() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[1:]]
+
+  def reporting(self, name: str) -> dict[str, list[Result]]:
+    """Reporting runs by optimizer, in the order of their seeds."""
+    runs = collections.defaultdict(list)
+    for line in self.lines(name):
+      optimizer, _, _, phase = line["key"].split("|")
+      if phase == "report":
+        runs[optimizer].append(Result(**line["result"]))
+    return {optimizer: sorted(of, key=lambda result: result.seed) for optimizer, of in runs.items()}
+
+  def tables(self, name: str) -> list[str]:
+    """The tables of a tuned comparison and its pictures."""
+    text = (self.folder / name / "summary.md").read_text("utf-8")
+    body = text[text.index("\n## ") : text.index("## How to read this")].replace("\n## ", "\n#### ")
+    picture = self.link(self.folder / name / "learning_rates.png")
+    notes = [line for line in text.splitlines() if "outside the method's conditions" in line]
+    return [*body.strip().splitlines(), "", *notes, "", f"![{name}: metric against learning rate]({picture})", ""]
+
+  def differences(self, name: str) -> list[dict[str, Any]]:
+    """All differences of a tuned comparison, tuned and at one learning rate; none before it is complete."""
+    path = self.folder / name / "comparisons.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else []
+
+  def verdict(self, name: str, optimizer: str, baseline: str, comparison: str) -> str:
+    """One of them in a cell of a table; `comparison` is "tuned" or "at one rate"."""
+    wanted = (optimizer, baseline, comparison)
+    found = (of for of in self.differences(name) if (of["optimizer"], of["baseline"], of["comparison"]) == wanted)
+    return next(map(in_words, found), "not run yet")
+
+  def verdicts(self, name: str, optimizers: Iterable[str]) -> list[str]:
+    """A sentence for each difference of these optimizers from their baselines."""
+    where = {"tuned": "each tuned", "at one rate": "at one learning rate"}
+    of_ours = [of for of in self.differences(name) if of["optimizer"] in optimizers]
+    sentences = [
+      f"- {of['optimizer']} − {of['baseline']}, {where[of['comparison']]}: {in_words(of)}." for of in of_ours
+    ]
+    return [*sentences, ""]
+
+  def link(self, path: pathlib.Path) -> str:
+    """A path as the report names it."""
+    return pathlib.Path(os.path.relpath(path, self.beside)).as_posix()
+
+  def picture(self, name: str, figure: Figure, what: str) -> list[str]:
+    """Saves a figure and shows it."""
+    path = self.folder / name
+    figure.savefig(path, dpi=110)
+    return [f"![{what}]({self.link(path)})", ""]
+
+  def tuned(self, name: str, title: str, command: str, optimizers: Sequence[str]) -> list[str]:
+    """The part of the report about one tuned comparison."""
+    if not self.finished(name, command):
+      return []
+    return [f"### {title}", "", *self.verdicts(name, optimizers), *self.tables(name)]
+
+
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+  """Markdown; the first row is the header."""
+  return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])] + [""]
+
+
+def in_words(difference: dict[str, Any]) -> str:
+  """Mean, interval and verdict; less is better."""
+  if difference["mean"] is None:
+    return difference["verdict"]
+  interval = f" [{difference['low']:+.3g}, {difference['high']:+.3g}]" if difference["low"] is not None else ""
+  return f"{difference['mean']:+.3g}{interval}, {difference['verdict']}"

@@ -1,0 +1,246 @@
+"""The papers' experiments: data, protocols and optimizers are the papers' own, and the report says what runs say."""
+
+import json
+import math
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import made_up_data
+import numpy as np
+import optax
+import pytest
+import scipy.stats
+
+from optax_ext import adamnx_gain, adax_gain
+from optax_ext.compare import Optimizer, Protocol, batches, data, keys
+from optax_ext.compare.bundled import load
+from optax_ext.compare.papers import california
+from optax_ext.compare.run import Result, Runner, Task
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "papers"))
+import caadam
+import keras_optimizers
+import nd_adam
+import report
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+  made_up_data.write(tmp_path)
+  monkeypatch.setenv(data.VARIABLE, str(tmp_path))
+  return tmp_path
+
+
+class TestData:
+  def test_from_a_folder(self, folder):
+    train, test = data.fashion_mnist()
+    assert (train.pixels.shape, test.pixels.shape) == ((600, 28, 28, 1), (200, 28, 28, 1))
+    assert train.labels.tolist() == [*range(10)] * 60
+    np.testing.assert_allclose(train.pixels[0, 1, :3, 0], np.array([28, 29, 30]) / 255, rtol=1e-6)
+    codes = data.tiny_shakespeare()  # " ,.benort": 0 to 8
+    assert codes.tolist()[:6] == [8, 6, 0, 3, 4, 1]
+    assert data.california_housing()[0].shape == (20640, 8)
+
+  def test_what_is_missing_is_said_in_a_sentence(self, folder, monkeypatch):
+    (folder / "tinyshakespeare.txt").unlink()
+    with pytest.raises(ValueError, match=r"there is no tinyshakespeare.txt in it: add it, or unset OPTAX_EXT_DATA\."):
+      data.tiny_shakespeare()
+    monkeypatch.delenv(data.VARIABLE)
+    datasets = pytest.importorskip("sklearn.datasets")
+    for function in ("fetch_california_housing", "fetch_openml", "fetch_file"):
+      monkeypatch.setattr(datasets, function, lambda *args, **kwargs: (_ for _ in ()).throw(OSError("no network")))
+    for read, name in [
+      (data.california_housing, "california_housing.npz"),
+      (data.fashion_mnist, "fashion-mnist/train-images-idx3-ubyte.gz"),
+      (data.tiny_shakespeare, "tinyshakespeare.txt"),
+    ]:
+      with pytest.raises(ValueError, match=f"OSError: no network.: let OPTAX_EXT_DATA name a folder that holds {name}"):
+        read()
+
+  def test_raw_columns_are_rebuilt_from_averages(self, monkeypatch):
+    """A district of 880 rooms, 129 bedrooms, 322 people and 126 households, as scikit-learn describes it."""
+    row = [8.3252, 41.0, 880 / 126, 129 / 126, 322.0, 322 / 126, 37.88, -122.23]
+    datasets = pytest.importorskip("sklearn.datasets")
+    monkeypatch.setattr(datasets, "fetch_california_housing", lambda return_X_y: (np.array([row]), np.array([4.526])))  # noqa: N803
+    monkeypatch.delenv(data.VARIABLE, raising=False)
+    x, y = data.california_housing()
+    np.testing.assert_allclose(x, [[-122.23, 37.88, 41, 880, 129, 322, 126, 8.3252]], rtol=1e-6)
+    assert y.tolist() == [452600]
+
+
+def test_california_is_split_as_keras_does(folder):
+  problem = california()
+  assert (problem.examples, problem.steps_per_epoch, problem.batch_size) == (13209, 104, 128)
+  assert [len(part["y"]) for part in problem.data] == [13210, 3303, 4128]
+  assert problem.train["weight"].sum() == 13209
+  assert problem.train["weight"][-1] == 0
+  raw = np.load(folder / "california_housing.npz")
+  order = np.arange(20640)
+  np.random.RandomState(113).shuffle(order)
+  seen = raw["y"][order[:16512]]
+  np.testing.assert_allclose(
+    problem.test["y"], (raw["y"][order[16512:]] - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5
+  )
+  np.testing.assert_allclose(problem.train["x"][:-1].mean(axis=0), 0, atol=0.03)
+  assert problem.hints["structure"].num_layers == 3
+  one, other = (california(shared_init=True).init(keys(seed)[0]) for seed in (0, 1))
+  assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def test_published_factors_are_those_that_were_recorded(folder):
+  """Of the authors' program on 8→64→32→1, kernel and bias of each layer in turn."""
+  params = jax.eval_shape(california().init, keys(0)[0])
+  recorded = {
+    "additive": [1.95, 2.013] * 3,
+    "multiplicative": [5.0, 5.566] * 3,
+    "depth": [1.782, 1.587, 1.414, 1.260, 1.122, 1.0],
+  }
+  for rule, expected in recorded.items():
+    layers = caadam.published_factors(rule, params)["params"]
+    found = [layers[f"Dense_{i}"][kind] for i in range(3) for kind in ("kernel", "bias")]
+    np.testing.assert_allclose(found, expected, atol=6e-4)
+  _, rates = caadam.arms(california())
+  assert rates["adam at the scale of additive"] == pytest.approx(1.95e-3)
+  assert rates["adam at the scale of depth"] == pytest.approx(1e-3 * (1.782 * 1.414 * 1.122) ** (1 / 3), rel=1e-3)
+
+
+class Oracle:
+  """Keras' optimizers as their pages describe them, in double precision: `step(g)` gives what θ falls by, over α."""
+
+  def __init__(self, name, shape):
+    self.name, self.t, self.product = name, 0, 1.0
+    self.m, self.v = np.zeros(shape), np.zeros(shape)
+
+  def step(self, g, params):
+    self.t += 1
+    self.m = 0.9 * self.m + 0.1 * g
+    if self.name == "adamax":
+      self.v = np.maximum(0.999 * self.v, np.abs(g))
+      return self.m / ((1 - 0.9**self.t) * (self.v + 1e-7))
+    self.v = 0.999 * self.v + 0.001 * g**2
+    c1, c2 = 1 - 0.9**self.t, 1 - 0.999**self.t
+    if self.name == "nadam":
+      now, later = (0.9 * (1 - 0.5 * 0.96**t) for t in (self.t, self.t + 1))
+      self.product *= now
+      numerator = later * self.m / (1 - self.product * later) + (1 - now) * g / (1 - self.product)
+      return numerator / (np.sqrt(self.v / c2) + 1e-7)
+    decay = 0.004 if self.name == "adamw" else 0.0
+    return math.sqrt(c2) / c1 * self.m / (np.sqrt(self.v) + 1e-7) + decay * params
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adamax", "nadam"])
+def test_keras_optimizers(name):
+  """1,200 steps, gradients from 1e-8 (where it matters where ε stands) to 1."""
+  grads = np.random.default_rng(0).normal(size=(1200, 9)) * np.logspace(-8, 0, 9)
+  oracle, expected = Oracle(name, 9), np.ones(9)
+  tx = getattr(keras_optimizers, name)(1e-3)
+  found, state = jnp.ones(9), tx.init(jnp.ones(9))
+
+  def step(carry, g):
+    params, state = carry
+    updates, state = tx.update(g, state, params)
+    params = optax.apply_updates(params, updates)
+    return (params, state), params
+
+  _, path = jax.lax.scan(step, (found, state), jnp.asarray(grads, jnp.float32))
+  for t, g in enumerate(grads):
+    expected = expected - 1e-3 * oracle.step(g, expected)
+    np.testing.assert_allclose(path[t], expected, atol=3e-5)
+  assert np.abs(expected - 1).max() > 0.01
+
+
+def test_a_run_equals_the_same_training_in_numpy(folder):
+  """Two epochs of California Housing with Keras' Nadam; 371 districts, 13 short of three full batches."""
+  problem = california(shared_init=True, examples=580)
+  every = problem.steps_per_epoch
+  runner = Runner(
+    problem, Protocol(2 * every, every), Optimizer("nadam", keras_optimizers.nadam), "map", jax.devices()[:1]
+  )
+  found = runner.run([Task({"learning_rate": 1e-3}, 5)])[0].curves["validation/loss"]
+
+  layers = problem.init(keys(5)[0])["params"]
+  theta = [np.asarray(layers[f"Dense_{i}"][kind], np.float64) for i in range(3) for kind in ("kernel", "bias")]
+  oracles = [Oracle("nadam", array.shape) for array in theta]
+
+  def forward(x):
+    hidden = [x]
+    for i in range(3):
+      z = hidden[-1] @ theta[2 * i] + theta[2 * i + 1]
+      hidden.append(np.maximum(z, 0) if i < 2 else z)
+    return hidden
+
+  expected = []
+  for step, rows in enumerate(batches(problem, 5, 0, 2 * every)):
+    rows = rows[rows < problem.examples]
+    hidden = forward(problem.train["x"][rows].astype(np.float64))
+    back, grads = 2 * (hidden[-1] - problem.train["y"][rows][:, None]) / len(rows), []
+    for i in (2, 1, 0):
+      grads = [hidden[i].T @ back, back.sum(axis=0), *grads]
+      back = (back @ theta[2 * i].T) * (hidden[i] > 0)
+    theta = [p - 1e-3 * o.step(g, p) for p, o, g in zip(theta, oracles, grads, strict=True)]
+    if (step + 1) % every == 0:
+      error = forward(problem.validation["x"])[-1][:, 0] - problem.validation["y"]
+      expected.append(np.mean(error**2))
+  assert every == 3
+  np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_the_papers_problems_have_names():
+  with pytest.raises(ValueError, match=r"breast_cancer, california-64-32, .* fashion-mnist, shakespeare, or give"):
+    load("mars")
+
+
+def test_adax_as_adamnx_is_the_same_rule():
+  """So that their difference in the ablation is noise."""
+  b2 = 0.945
+  t = jnp.arange(1, 2001)
+  np.testing.assert_allclose(adax_gain(b2 ** -(1 - b2) - 1)(t), adamnx_gain(b2)(t), rtol=1e-5)
+  assert 2000 * (1 - b2) * abs(math.log(b2)) == pytest.approx(6.3, abs=0.1)
+
+
+def test_the_angle_of_a_step():
+  """Of two units; one turns by 0.3 and doubles, the other stays."""
+  before = jnp.zeros((1, 1, 2, 2)).at[0, 0, 0].set(1.0)
+  after = jnp.array([[2 * math.cos(0.3), 1.0], [2 * math.sin(0.3), 0.0]]).reshape(1, 1, 2, 2)
+  np.testing.assert_allclose(nd_adam.turn(before, after), [0.15, 1.5], rtol=1e-5)
+
+
+def test_the_report_says_what_the_runs_say(tmp_path):
+  """Multiplicative CaAdam as published and Adam at its scale are both 2% better than Adam: one adds 0% to the other."""
+  arms = ["adam", "adamw", "adamax", "nadam"]
+  arms += [f"{rule}, as {how}" for rule in report.RULES for how in ("written", "published")]
+  arms += [f"adam at the scale of {rule}" for rule in report.RULES]
+  better = {"multiplicative, as published": 0.98, "adam at the scale of multiplicative": 0.98, "adamax": 1.05}
+  lines = [json.dumps({"experiment": "0"})]
+  for arm in arms:
+    for seed in range(30):
+      value = (0.5 + 0.001 * (-1) ** seed) * better.get(arm, 1)
+      value += (-0.03 if seed < 5 else 0) * (arm == "depth, as published")  # 30/6 = 5 thousandths less, 1% of Adam's
+      result = Result({"learning_rate": 1e-3}, seed, [104, 208], {"test/rmse": [value, 9.0]}, 0, False, True)
+      lines.append(json.dumps({"key": f"{arm}|learning_rate=0.001|seed={seed}|report", "result": vars(result)}))
+  folder = tmp_path / "papers" / "caadam" / "64-32-published"
+  folder.mkdir(parents=True)
+  (folder / "finished.jsonl").write_text("\n".join(lines) + "\n" + lines[-1][:50], "utf-8")  # interrupted while writing
+  other = tmp_path / "papers" / "nd_adam" / "plain"
+  other.mkdir(parents=True)
+  (other / "finished.jsonl").write_text("\n".join(lines[:4]) + "\n", "utf-8")
+
+  report.main(["--results", str(tmp_path / "papers"), "--report", str(tmp_path / "REPORT.md")])
+  text = (tmp_path / "REPORT.md").read_text("utf-8")
+  variance = 0.001**2 * 30 / 29  # of Adam's 30 runs; 0.98² of it for the other
+  p = 2 * scipy.stats.t.sf(0.01 / math.sqrt((1 + 0.98**2) * variance / 30), 58)
+  assert f"| multiplicative, as published | 0.4900 | 0.0010 | 2 | +2.00% [+2.00, +2.00] | {p:.1g} | +2.07% |" in text
+  assert "| adamax | 0.5250 | 0.0011 | 2 | -5.00% [-5.00, -5.00] |" in text
+  assert "- multiplicative, as published, against Adam at the same scale: +0.00% [+0.00, +0.00], no difference" in text
+  assert "- additive, as published, against Adam at the same scale: +0.00%" in text
+  depth = next(line for line in text.splitlines() if line.startswith("| depth, as published |"))
+  low, high = map(float, depth[depth.index("[") + 1 : depth.index("]")].split(", "))
+  assert "| +1.00% [" in depth
+  assert 0 < low < 1 < high < 3
+  assert "(papers/caadam/scale.png)" in text
+  missing = text[text.index("## Not run yet") :]
+  assert "nd_adam.py tuned --logits plain`: interrupted after 3 runs" in missing
+  assert "caadam.py published --network 128-64-32`: nothing" in missing
+  assert "published --network 64-32`" not in missing

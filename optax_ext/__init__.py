@@ -3,8 +3,11 @@
 from optax_ext.alias import adamnx, caadam, exadam, nd_adam
 from optax_ext.convert import convert_moments
 from optax_ext.debias import Debias, Moments, cross_moment, nesterov, standard
+from optax_ext.fused import update_and_apply
 from optax_ext.moments import Ratio, Square, accelerated_ratio, adam_ratio, elementwise, scale_by_moments
 from optax_ext.paths import label_paths, path_string
+from optax_ext.quantize import QuantizedState, quantize_state
+from optax_ext.rounding import Stochastic, stochastic
 from optax_ext.schedules import (
   Gain,
   adafactor_gain,
@@ -58,6 +61,8 @@ __all__ = [
     "l2_logits",
     # convert, sharding: a run on several machines, and from one optimizer to another
     "convert_moments", "state_shardings",
+    # rounding, quantize, fused: less memory, and less of it moved
+    "QuantizedState", "Stochastic", "quantize_state", "stochastic", "update_and_apply",
     # paths, storage
     "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_ext.checks import Scalar, check_number
+from optax_ext.checks import Scalar, check_number, is_concrete
 from optax_ext.schedules import decay_power, one_minus_decay_power
 
 
@@ -96,16 +96,19 @@ def cross_moment(b1: Scalar, b2: Scalar, eps: Scalar = 1e-8) -> Debias:
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
   check_number("eps", eps)
-  correct = standard(b1, b2)
 
   def rule(t: Any) -> Callable[[Moments], Moments]:
-    corrected, p1, p2 = correct(t), decay_power(b1, t), decay_power(b2, t)
+    c1, c2 = one_minus_decay_power(b1, t), one_minus_decay_power(b2, t)
+    p1, p2 = decay_power(b1, t), decay_power(b2, t)
+    # d₁/c₁ = 1/c₁ + (β₂ᵗ/c₁)·v/(v+ε), d₂/c₂ likewise: of these, all but the fractions are scalars
+    scalars = 1 / c1, p2 / c1, 1 / c2, p1 / c2
 
     def debias(moments: Moments) -> Moments:
-      g, m, v = corrected(moments)
-      d1 = 1 + p2.astype(v.dtype) * _fraction(moments.square, eps)
-      d2 = 1 + p1.astype(v.dtype) * _fraction(abs_sq(moments.mean), eps)
-      return Moments(g * d1, m * d1, v * d2)
+      g, m, v = moments
+      a1, q1, a2, q2 = (x.astype(v.dtype) for x in scalars)
+      k1 = a1 + q1 * _fraction(v, eps)
+      k2 = a2 + q2 * _fraction(abs_sq(m), eps)
+      return Moments(g * k1, m * k1, v * k2)
 
     return debias
 
@@ -162,5 +165,6 @@ def abs_sq(x: jax.Array) -> jax.Array:
 
 def _fraction(x: jax.Array, eps: Scalar) -> jax.Array:
   """x/(x+ε) for x ≥ 0, written so that it is 0 at x = 0 and 1 at x = ∞, whatever ε ≥ 0."""
-  eps = jnp.maximum(jnp.asarray(eps, x.dtype), jnp.finfo(x.dtype).tiny)
+  tiny = float(jnp.finfo(x.dtype).tiny)
+  eps = max(eps, tiny) if is_concrete(eps) else jnp.maximum(jnp.asarray(eps, x.dtype), tiny)
   return 1 - eps / (x + eps)

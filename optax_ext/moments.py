@@ -10,8 +10,9 @@ import optax
 from optax_ext.checks import Scalar, check_number
 from optax_ext.debias import Debias, Moments, abs_sq
 from optax_ext.paths import map_with_paths
+from optax_ext.rounding import Stochastic, check_rounding
 from optax_ext.schedules import Gain
-from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype, store
+from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype, to_nearest
 
 Ratio = Callable[[Moments], jax.Array]
 Square = Callable[[str, jax.Array], jax.Array]
@@ -80,6 +81,7 @@ def scale_by_moments(
   square: Square = elementwise,
   mu_dtype: Any = None,
   nu_dtype: Any = None,
+  rounding: Stochastic | None = None,
 ) -> optax.GradientTransformation:
   """Replaces the gradient by a ratio of its moments, which are moving averages with time-varying gains.
 
@@ -98,13 +100,16 @@ def scale_by_moments(
       0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
     mu_dtype: Stores m; by default the parameter's dtype.
     nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
+    rounding: How moments are rounded to a bfloat16 `mu_dtype` or `nu_dtype`: to the nearest, or by chance with
+      `stochastic(seed)`.
 
   Returns:
     A transformation whose state is `optax.ScaleByAdamState(count, mu, nu)`; count is int32, starts at 0 and stays at
     its largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
 
   Raises:
-    TypeError: at init, for a parameter that is not an array of floating or complex numbers; its path is named.
+    TypeError: `rounding` is neither of the two; at init, for a parameter that is not an array of floating or complex
+      numbers, whose path is named.
 
   Example:
     Adam with AdamNX's second-moment decay:
@@ -125,6 +130,7 @@ def scale_by_moments(
   References:
     Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014
   """
+  check_rounding(rounding)
   ratio = ratio or adam_ratio()
   debias = debias or (lambda t: lambda moments: moments)
 
@@ -143,27 +149,29 @@ def scale_by_moments(
     del params
     t = optax.safe_increment(state.count)
     w1, w2, debiased = mean_gain(t), square_gain(t), debias(t)
+    storing = rounding.at(t) if rounding else to_nearest
 
-    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array) -> _Step:
+    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array) -> Step:
       check_trainable(path, grad)
       dtype = arithmetic_dtype(grad)
       real = real_dtype(dtype)
       g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
-      m = _average(m, g, jnp.asarray(w1, real))
-      v = _average(v, square(path, g), jnp.asarray(w2, real))
+      m = moving_average(m, g, jnp.asarray(w1, real))
+      v = moving_average(v, square(path, g), jnp.asarray(w2, real))
       update = ratio(debiased(Moments(g, m, v))).astype(dtype)
       # A square that overflowed allows no step. The correction of a finite mean may overflow too, and ∞/∞ would be NaN.
-      update = jnp.where(jnp.isinf(v) & jnp.isfinite(m), 0, update)
-      return _Step(update, store(m, mu.dtype), store(v, nu.dtype))
+      overflowed = (v == jnp.inf) & _is_finite(m)
+      update = jax.lax.select(overflowed, jnp.zeros_like(update), update)
+      return Step(update, *storing(path, m, v, mu.dtype, nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
-    updates, mu, nu = (_field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
+    updates, mu, nu = (field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
     return updates, optax.ScaleByAdamState(count=t, mu=mu, nu=nu)
 
   return optax.GradientTransformation(init, update)
 
 
-class _Step(NamedTuple):
+class Step(NamedTuple):
   """What one step gives for one leaf."""
 
   update: jax.Array
@@ -171,15 +179,20 @@ class _Step(NamedTuple):
   nu: jax.Array
 
 
-def _field(steps: Any, i: int, old: Any) -> Any:
+def field(steps: Any, i: int, old: Any) -> Any:
   """The i-th fields of a tree of steps; the old value where a gradient, and so the step, is `None`."""
-  is_step = lambda node: node is None or isinstance(node, _Step)
+  is_step = lambda node: node is None or isinstance(node, Step)
   return jax.tree.map(lambda step, old: old if step is None else step[i], steps, old, is_leaf=is_step)
 
 
-def _average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
+def moving_average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
   """The average a + w·(x − a), accurate as w → 0; an overflow stays infinite, where ∞ − ∞ would be NaN."""
-  return jnp.where(jnp.isinf(average), average, average + weight * (value - average))
+  return jax.lax.select(_is_finite(average), average + weight * (value - average), average)
+
+
+def _is_finite(x: jax.Array) -> jax.Array:
+  """`jnp.isfinite` as one equation of the program, where it can be: it is traced for every leaf."""
+  return jnp.isfinite(x) if jnp.iscomplexobj(x) else jax.lax.is_finite(x)
 
 
 def _over_root(numerator: Callable[[Moments], jax.Array], eps: Any, eps_root: Any) -> Ratio:

@@ -50,12 +50,23 @@ def square_dtype(leaf: Any, nu_dtype: Any) -> jnp.dtype:
 
 
 def store(x: jax.Array, dtype: Any) -> jax.Array:
-  """Rounds to a dtype of storage. What is finite stays finite: a float16 ends at 65504, and ∞/∞ would be NaN."""
+  """Rounds to the nearest number of a dtype of storage. What is finite stays finite."""
+  return saturate(x, dtype).astype(dtype)
+
+
+def to_nearest(path: str, m: Any, v: Any, mu_dtype: Any, nu_dtype: Any) -> tuple[jax.Array, jax.Array]:
+  """Stores the moments of a leaf, each rounded to the nearest."""
+  del path
+  return store(m, mu_dtype), store(v, nu_dtype)
+
+
+def saturate(x: jax.Array, dtype: Any) -> jax.Array:
+  """Finite numbers into a narrower dtype's range, as they are: a float16 ends at 65504, and ∞/∞ would be NaN."""
   largest = jnp.finfo(dtype).max
   if largest >= jnp.finfo(x.dtype).max or jnp.iscomplexobj(x):
-    return x.astype(dtype)
+    return x
   bounded = jnp.clip(x, -largest.astype(x.dtype), largest.astype(x.dtype))
-  return jnp.where(jnp.isfinite(x), bounded, x).astype(dtype)
+  return jnp.where(jnp.isfinite(x), bounded, x)
 
 
 def check_trainable(path: str, leaf: Any) -> None:

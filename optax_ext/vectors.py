@@ -18,6 +18,7 @@ import numpy as np
 import optax
 
 from optax_ext.debias import abs_sq
+from optax_ext.meshes import AxisName, resolve_names, split_axes
 from optax_ext.moments import Square, elementwise
 from optax_ext.paths import by_path, map_with_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, leaf_dtype
@@ -25,8 +26,6 @@ from optax_ext.structure import Structure
 
 AxesOfLeaf = tuple[int, ...] | None
 Axes = Any  # Callable[[str, leaf], AxesOfLeaf] | Structure | AxesOfLeaf | a tree of AxesOfLeaf
-Names = str | tuple[str, ...] | None
-AxisName = Names | Callable[[str, Any], Names]
 
 
 def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.GradientTransformation:
@@ -60,14 +59,14 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
+  axes_of, names_of = resolve_axes(axes), resolve_names(axis_name)
 
   def project(path: str, grad: jax.Array, param: jax.Array) -> jax.Array:
     along = axes_of(path, grad)
     if along is None:
       return grad
     g, w = _in_arithmetic(grad, param)
-    total = _sum_over(along, names_of(path, grad))
+    total = sum_over(along, names_of(path, grad))
     square = total(_product(w, w))
     coefficient = total(_product(g, w)) / jnp.where(square > 0, square, 1)
     usable = (square > 0) & jnp.isfinite(coefficient)
@@ -106,14 +105,15 @@ def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
+  axes_of, names_of = resolve_axes(axes), resolve_names(axis_name)
 
   def renormalize(path: str, update: jax.Array, param: jax.Array) -> jax.Array:
     along = axes_of(path, update)
     if along is None:
       return update
     u, w = _in_arithmetic(update, param)
-    return _unit(w + u, _sum_over(along, names_of(path, update))) - w
+    total = sum_over(along, names_of(path, update))
+    return unit(w + u, total(_product(w + u, w + u))) - w
 
   return _stateless_with_params("renormalize_params", renormalize)
 
@@ -152,7 +152,8 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
     w = jnp.asarray(param, arithmetic_dtype(param))
     # squares of huge or tiny weights leave the dtype's range
     largest = jnp.max(jnp.abs(w), axis=along, keepdims=True, initial=0)
-    return _unit(w / jnp.where(largest > 0, largest, 1), _sum_over(along)).astype(leaf_dtype(param))
+    w = w / jnp.where(largest > 0, largest, 1)
+    return unit(w, sum_over(along)(_product(w, w))).astype(leaf_dtype(param))
 
   return map_with_paths(normalize, params)
 
@@ -180,11 +181,11 @@ def per_vector(axes: Axes, *, axis_name: AxisName = None) -> Square:
     Zhang, Improved Adam Optimizer for Deep Neural Networks, 2018, Algorithm 1; `a longer version
     <https://arxiv.org/abs/1709.04546>`_
   """
-  axes_of, names_of = resolve_axes(axes), _resolve_names(axis_name)
+  axes_of, names_of = resolve_axes(axes), resolve_names(axis_name)
 
   def square(path: str, grad: jax.Array) -> jax.Array:
     along = axes_of(path, grad)
-    return elementwise(path, grad) if along is None else _sum_over(along, names_of(path, grad))(abs_sq(grad))
+    return elementwise(path, grad) if along is None else sum_over(along, names_of(path, grad))(abs_sq(grad))
 
   return square
 
@@ -249,21 +250,6 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   return axes_of
 
 
-def _resolve_names(axis_name: AxisName) -> Callable[[str, Any], tuple[str, ...]]:
-  """Any form of `axis_name` as a function of a leaf's path and the leaf that returns a tuple of names."""
-
-  def check(names: Any) -> tuple[str, ...]:
-    names = (names,) if isinstance(names, str) else () if names is None else names
-    if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-      raise TypeError(f"axis_name must give a name of a mesh axis, a tuple of names or None, but was {names!r}.")
-    return names
-
-  if callable(axis_name):
-    return lambda path, leaf: check(axis_name(path, leaf))
-  names = check(axis_name)
-  return lambda path, leaf: names
-
-
 def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:
   def given(path: str, leaf: Any) -> AxesOfLeaf:
     del leaf
@@ -309,17 +295,12 @@ def _in_arithmetic(update: jax.Array, param: jax.Array) -> tuple[jax.Array, jax.
   return jnp.asarray(update, dtype), jnp.asarray(param, dtype)
 
 
-def _sum_over(axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Callable[[jax.Array], jax.Array]:
+def sum_over(axes: tuple[int, ...], names: tuple[str, ...] = ()) -> Callable[[jax.Array], jax.Array]:
   """Sums along `axes`, which stay as axes of size 1, and over the devices that the mesh axes `names` number."""
 
   def total(x: jax.Array) -> jax.Array:
     x = jnp.sum(x, axes, keepdims=True)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not names or not mesh.manual_axes:  # outside shard_map arrays are whole
-      return x
-    if unknown := sorted(set(names) - set(mesh.axis_names)):
-      raise ValueError(f"axis_name gave {unknown[0]!r}, but the mesh of this shard_map has the axes {mesh.axis_names}.")
-    split = [name for name in names if name in mesh.manual_axes]  # along its other axes, arrays are whole here too
+    split = split_axes(names)
     return jax.lax.psum(x, split) if split else x
 
   return total
@@ -330,8 +311,13 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
   return a.real * b.real + a.imag * b.imag if jnp.iscomplexobj(a) else a * b
 
 
-def _unit(w: jax.Array, total: Callable[[jax.Array], jax.Array]) -> jax.Array:
-  """w/‖w‖; a vector whose squared length is 0, or too large for the dtype, stays as it is."""
-  square = total(_product(w, w))
+def coefficient(product: jax.Array, square: jax.Array) -> jax.Array:
+  """(g·w)/(w·w), the part of g along w; 0 where the squared length is 0, or either leaves the dtype's range."""
+  usable = (square > 0) & jnp.isfinite(square) & jnp.isfinite(product)
+  return jnp.where(usable, product / jnp.where(usable, square, 1), 0)
+
+
+def unit(w: jax.Array, square: jax.Array) -> jax.Array:
+  """w/‖w‖, given ‖w‖²; a vector whose squared length is 0, or too large for the dtype, stays as it is."""
   usable = (square > 0) & jnp.isfinite(square)
   return w / jnp.where(usable, jnp.sqrt(jnp.where(usable, square, 1)), 1)

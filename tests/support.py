@@ -1,5 +1,7 @@
 """What several test files use."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,12 @@ if hasattr(jax, "enable_x64"):
   enable_x64 = jax.enable_x64
 else:  # jax < 0.8
   from jax.experimental import enable_x64  # noqa: F401
+
+
+# Compiled without LLVM's optimizations, which take longer than a few steps on small arrays
+jitted = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
 
 
 def problem(shape, seed=0):

@@ -1,0 +1,123 @@
+"""Eight bits for a number: codes that are dense where moments are, and one scale for many of them.
+
+A code is a decade and a place in it, so that numbers from 1 down to 10⁻⁷ of the largest keep some digits and the large
+ones more. Linear codes would take every small second moment for 0, and its element's next step would be endless.
+
+Codes are computed, not looked up: a table's gathers do not fuse with the optimizer's arithmetic on a TPU.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+CODES = (jnp.int8, jnp.uint8)
+EXPONENT = np.uint32(0x7F800000)  # the bits of a float32 that hold its exponent
+SMALLEST_SCALE = 2.0**-100  # of a block: its reciprocal is finite, and times the lowest code it is a normal number
+
+
+def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
+  """The float32 numbers that codes stand for.
+
+      code = ±k,  k = 2ᵉ + f,  0 ≤ f < 2ᵉ:     scale · ±10^(e−E) · (0.1 + 0.9·(f + ½)/2ᵉ),     0 for k = 0
+
+  E is 6 for int8, 7 for uint8 codes (without sign). Within a decade that is a straight line in k, its slope grows from
+  decade to decade, and so it is the largest of all these lines.
+
+  Args:
+    codes: int8 or uint8, of any shape.
+    scale: float32, of the same rank; each axis of it has the codes' size, or a divisor of it, which makes blocks.
+
+  Returns:
+    An array like `codes`.
+  """
+  codes_, scale_ = in_blocks(codes, scale.shape), per_block(scale, codes.shape)
+  signed = codes_.astype(jnp.float32)
+  place = jnp.abs(signed)
+  lines = [(0.9 * 10.0**-i / 2**e, -0.8 * 10.0**-i) for i, e in _decades(codes.dtype)]
+  size = _extreme(jnp.maximum, [slope * (place + 0.5) + start for slope, start in lines])
+  size = jnp.where(place > 0, size, 0)
+  return (jnp.where(signed < 0, -size, size) * scale_).reshape(codes.shape)
+
+
+def encode(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
+  """The nearest codes: int8 for any numbers, uint8 for those that are not negative.
+
+  0 has code 0 and, in uint8, no other number has: a second moment does not vanish.
+  """
+  x_, scale_ = in_blocks(x, scale.shape), per_block(scale, x.shape)
+  size = jnp.abs(x_) * (1 / scale_)
+  lines = [(2**e / 0.9 * 10.0**i, 2**e * 8 / 9) for i, e in _decades(dtype)]
+  place = _extreme(jnp.minimum, [slope * size + start for slope, start in lines])
+  # Codes stand for the middles of their intervals. Where one decade meets the next, whose intervals are wider, the
+  # nearer of both middles is the lower one up to 1.8/2ᵉ of the lower decade's end, a fifth of the wide interval.
+  word = jax.lax.bitcast_convert_type(place, jnp.uint32)
+  decade = jax.lax.bitcast_convert_type(word & EXPONENT, jnp.float32)  # 2ᵉ
+  code = jnp.floor(place) - jnp.where(place - decade < 0.2, 1, 0)
+  # In float32 up to the last cast: from int32, XLA's TPU compiler would cast in a pass over memory of its own.
+  code = jnp.clip(code, x_ > 0 if dtype == jnp.uint8 else 0, jnp.iinfo(dtype).max)
+  return jnp.where(x_ < 0, -code, code).astype(dtype).reshape(x.shape)
+
+
+def scale_for(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """The scales of `x`, of the given shape: the largest code stands for the largest size in a block, exactly.
+
+  A block that holds ∞, NaN or, for uint8, a negative number has a scale that is not finite, and decodes to NaN.
+  """
+  return scale_of(largest_of(x, shape, dtype), dtype)
+
+
+def largest_of(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+  """The largest size in each block; ∞ where it holds what has no code."""
+  # NaN by name: a maximum on CPU may lose it, and of a size XLA takes for granted that it is not less than 0.
+  broken = jnp.isnan(x) if dtype == jnp.int8 else jnp.isnan(x) | (x < 0)
+  size = jnp.where(broken, jnp.inf, jnp.abs(x))
+  inside = tuple(i for i, (n, blocks) in enumerate(_layout(x.shape, shape)) if blocks < n)
+  return jnp.max(in_blocks(size, shape), inside, keepdims=True).reshape(shape).astype(jnp.float32)
+
+
+def scale_of(largest: jax.Array, dtype: Any) -> jax.Array:
+  """The scale of blocks with such largest sizes."""
+  scale = jnp.maximum(largest / (1 - 0.45 / 2 ** _decades(dtype)[0][1]), SMALLEST_SCALE)
+  return jnp.where(jnp.isinf(scale), jnp.nan, scale)
+
+
+def scale_shape(shape: tuple[int, ...], axis: int, block: int | None) -> tuple[int, ...]:
+  """One scale for every `block` elements along `axis` where that divides it, else for all along the last axis."""
+  axis = max(axis, -len(shape))
+  if block and shape[axis] % block == 0:
+    return (*shape[: len(shape) + axis], shape[axis] // block, *shape[len(shape) + axis + 1 :])
+  last = max((i for i, n in enumerate(shape) if n > 1), default=0)
+  return (*shape[:last], 1, *shape[last + 1 :])
+
+
+def _decades(dtype: Any) -> list[tuple[int, int]]:
+  """Pairs of i and e for each decade 10⁻ⁱ, which has 2ᵉ codes."""
+  top = 6 if dtype == jnp.int8 else 7
+  return [(i, top - i) for i in range(top + 1)]
+
+
+def _extreme(of_two: Any, values: list[jax.Array]) -> jax.Array:
+  result = values[0]
+  for value in values[1:]:
+    result = of_two(result, value)
+  return result
+
+
+def _layout(shape: tuple[int, ...], scale: tuple[int, ...]) -> list[tuple[int, int]]:
+  """The sizes of an array and of its scales, once an axis that holds several blocks is two: blocks, and elements."""
+  layout = []
+  for n, blocks in zip(shape, scale, strict=True):
+    layout += [(blocks, blocks), (n // blocks, 1)] if 1 < blocks < n else [(n, blocks)]
+  return layout
+
+
+def in_blocks(x: jax.Array, scale: tuple[int, ...]) -> jax.Array:
+  """An array so that each axis lies within a block or across blocks, and scales `per_block` broadcast against it."""
+  return x.reshape([size for size, _ in _layout(x.shape, scale)])
+
+
+def per_block(scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+  """The scales of an array of this shape, with the rank that it has in blocks."""
+  return scale.reshape([size for _, size in _layout(shape, scale.shape)])

@@ -1,0 +1,44 @@
+"""What a function can tell of its mesh: inside `jax.shard_map` it sees only one device's part of an array."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+Names = str | tuple[str, ...] | None
+AxisName = Names | Callable[[str, Any], Names]
+
+
+def resolve_names(axis_name: AxisName) -> Callable[[str, Any], tuple[str, ...]]:
+  """Any form of `axis_name` as a function of a leaf's path and the leaf that returns a tuple of names."""
+
+  def check(names: Any) -> tuple[str, ...]:
+    names = (names,) if isinstance(names, str) else () if names is None else names
+    if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
+      raise TypeError(f"axis_name must give a name of a mesh axis, a tuple of names or None, but was {names!r}.")
+    return names
+
+  if callable(axis_name):
+    return lambda path, leaf: check(axis_name(path, leaf))
+  names = check(axis_name)
+  return lambda path, leaf: names
+
+
+def split_axes(names: tuple[str, ...]) -> tuple[str, ...]:
+  """Those of the names along which a function sees a part: none outside `shard_map`, where arrays are whole.
+
+  Raises:
+    ValueError: the mesh of this `shard_map` has no axis of a name.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not names or not mesh.manual_axes:
+    return ()
+  if unknown := sorted(set(names) - set(mesh.axis_names)):
+    raise ValueError(f"axis_name gave {unknown[0]!r}, but the mesh of this shard_map has the axes {mesh.axis_names}.")
+  return tuple(name for name in names if name in mesh.manual_axes)
+
+
+def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:
+  """The sharding that is part of an array's type, where its mesh has explicit axes."""
+  sharding = jax.typeof(x).sharding
+  return sharding if jax.sharding.AxisType.Explicit in (sharding.mesh.axis_types or ()) else None

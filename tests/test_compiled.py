@@ -84,6 +84,43 @@ def test_scalars_are_computed_once_a_step():
     assert count(tx, 2) == count(tx, 40)
 
 
+def equations(jaxpr):
+  """How many equations a jaxpr has, with those of all it calls, each call counted."""
+  inner = [
+    p for eqn in jaxpr.eqns for value in eqn.params.values() for p in (value if type(value) is tuple else [value])
+  ]
+  return len(jaxpr.eqns) + sum(
+    equations(getattr(p, "jaxpr", p)) for p in inner if hasattr(p, "jaxpr") or hasattr(p, "eqns")
+  )
+
+
+@pytest.mark.parametrize(
+  ("tx", "limit"),
+  [
+    (optax_ext.caadam(1e-3), 1.75),
+    (optax_ext.adamnx(1e-3), 1.75),
+    (optax_ext.exadam(1e-3), 2.6),
+    (optax_ext.nd_adam(1e-3), 3.1),
+  ],
+  ids=["caadam", "adamnx", "exadam", "nd_adam"],
+)
+def test_equations_per_leaf(tx, limit):
+  """Relative to optax.adam: the time to trace and compile grows with them (benchmarks/speed/compile_time.py)."""
+
+  def per_leaf(tx):
+    few, many = (
+      {f"Dense_{i}": {"kernel": jnp.zeros((4, 4)), "bias": jnp.zeros(4)} for i in range(layers)} for layers in (2, 12)
+    )
+
+    def update_and_apply(params, state, grads):
+      return optax.apply_updates(params, tx.update(grads, state, params)[0])
+
+    count = lambda params: equations(jax.make_jaxpr(update_and_apply)(params, tx.init(params), params).jaxpr)
+    return (count(many) - count(few)) / 20
+
+  assert per_leaf(tx) <= limit * per_leaf(optax.adam(1e-3))
+
+
 def test_state_size():
   """Two words per parameter; ND-Adam's second moment is one number per vector."""
   state_bytes = lambda tx: sum(

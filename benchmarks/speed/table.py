@@ -1,0 +1,101 @@
+"""What every optimizer's step costs in memory traffic, on TPUs and GPUs that this machine does not have.
+
+    python benchmarks/speed/table.py
+
+compiles each step ahead of time for every target and writes `benchmarks/results/speed/traffic.md` and `traffic.png`. It
+takes about five minutes on two cores; `--targets v5e H100` and `--cases nd_adam` compile a part and write nothing.
+"""
+
+import argparse
+import pathlib
+
+from ahead_of_time import Cost, cost_of
+from cases import CASES
+from matplotlib.figure import Figure
+from report import RESULTS, heading, markdown_table, write
+from sharded import SHARDED, exchanged
+from targets import TARGETS, without_accelerators
+
+Costs = dict[str, dict[str, Cost]]  # by case, then by target
+
+EXPLANATION = """\
+Bytes of device memory that one donated step (update and apply) reads and writes for each parameter; 4 weights of
+4096 × 4096, float32 parameters and gradients. Read off the compiled programs: for TPUs XLA's own "bytes accessed", for
+the H100 the operands and results of all scheduled instructions. "Least" is every argument once and every result once,
+what a single pass moves; "state" is what the optimizer keeps. All of the donated memory is used again in every program
+(but for the 4 bytes of an injected learning rate).
+"""
+SHARDED_EXPLANATION = """\
+The same steps on 2 × 2 chips of TPU v5e: what the chips exchange, and the part of the optimizer's state on each.
+"""
+
+
+def measure(cases: list[str], targets: list[str]) -> Costs:
+  """The costs of the cases that have a limit for a target."""
+  costs: Costs = {}
+  for name in cases:
+    for target in targets:
+      if CASES[name].limit(target):
+        cost = costs.setdefault(name, {})[target] = cost_of(CASES[name], target)
+        print(f"{name}, {target}: {cost.moved:.2f}", flush=True)
+  return costs
+
+
+def traffic_table(costs: Costs, targets: list[str]) -> str:
+  """One line for each case, one column for each target."""
+  rows = []
+  for name, of_targets in costs.items():
+    any_cost = next(iter(of_targets.values()))
+    moved = [f"{of_targets[target].moved:.2f}" if target in of_targets else "–" for target in targets]
+    temporaries = max(cost.temporaries for cost in of_targets.values())
+    rows.append([name, *moved, f"{any_cost.least:.2f}", f"{any_cost.state:.2f}", f"{temporaries:.2%}"])
+  return markdown_table(["step", *targets, "least", "state", "temporaries"], rows)
+
+
+def sharded_table() -> str:
+  """One line for each step on a mesh."""
+  rows = []
+  for name, sharded in SHARDED.items():
+    collectives, held = exchanged(sharded)
+    print(f"{name}: {collectives}", flush=True)
+    counts = ", ".join(f"{count} {kind}" for kind, count in collectives.items()) or "nothing"
+    rows.append([name, str(sharded.leaves), counts, f"{held:.3f}"])
+  return markdown_table(["step", "leaves", "collectives", "state on a chip"], rows)
+
+
+def draw(costs: Costs, path: pathlib.Path) -> None:
+  """A bar for each case on a TPU and on a GPU, and a mark at what a single pass moves."""
+  names = list(costs)[::-1]
+  figure = Figure(figsize=(8, 0.32 * len(names) + 1.2), layout="constrained")
+  axes = figure.subplots()
+  for offset, target, color in (0.2, "v5e", "C0"), (-0.2, "H100", "C2"):
+    shown = [(i, costs[name][target].moved) for i, name in enumerate(names) if target in costs[name]]
+    axes.barh([i + offset for i, _ in shown], [moved for _, moved in shown], 0.38, color=color, label=target)
+  least = [next(iter(costs[name].values())).least for name in names]
+  axes.plot(least, range(len(names)), "|", color="black", markersize=13, label="a single pass")
+  axes.axvline(28, color="0.7", linewidth=0.8, zorder=0)
+  axes.set_yticks(range(len(names)), names)
+  axes.set_xlabel("bytes of device memory per parameter; the line is at 28")
+  axes.margins(y=0.01)
+  axes.legend(loc="upper right", bbox_to_anchor=(1, 0.9))
+  figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
+  parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+  options = parser.parse_args()
+  without_accelerators()
+  costs = measure(options.cases, options.targets)
+  if (options.targets, options.cases) != (list(TARGETS), list(CASES)):
+    print(traffic_table(costs, options.targets))
+    return
+  title = heading("Memory traffic of one step", "compiled ahead of time")
+  sections = [title, EXPLANATION, traffic_table(costs, options.targets), SHARDED_EXPLANATION, sharded_table()]
+  write("traffic.md", *(section.strip() for section in sections))
+  draw(costs, RESULTS / "traffic.png")
+
+
+if __name__ == "__main__":
+  main()

@@ -188,7 +188,7 @@ def draw_pieces(draw: Draw, rate: Any) -> optax.GradientTransformation:
     ratio=draw.one("ratio", ratios),
     mu_dtype=draw.one("mu_dtype", [None, jnp.bfloat16, jnp.float32]),
     nu_dtype=draw.one("nu_dtype", [None, None, jnp.bfloat16]),
-    **({"square": optax_ext.per_vector(axes)} if vectors else {}),
+    square=optax_ext.per_vector(axes) if vectors else optax_ext.elementwise,
   )
   links = [optax_ext.project_out_params(axes)] * vectors + [moments]
   if draw.chance(0.5):

@@ -216,7 +216,7 @@ def test_restore_onto_another_mesh(tmp_path):
   jax.tree.map(close, on_second(restored), on_first(states))
 
 
-@pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 4, 20), (2, 1, 6)])
+@pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 12), (2, 1, 6)])
 def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path):
   """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times."""
   devices = 8 if processes == 1 else 2

@@ -61,7 +61,7 @@ def types(tree):
 @example(tree=[((), "bfloat16", 1e38, 0.0)], seed=10)  # g² is infinite, and so is EXAdam's g/c₁
 @example(tree=[((), "float16", 0.0, 0.0), ((1, 1), "bfloat16", 1e36, 1e3)], seed=10)  # g·w is infinite
 @example(tree=[((1, 1), "bfloat16", 1e31, 1e-8)], seed=10)  # and here g·w/w·w
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=12)
 def test_finite_gradients_give_finite_updates(make, eps, tree, seed):
   """Two steps there, one back, one of zeros: nothing is ever NaN, updates are finite, types stay."""
   params, grads = build(tree, seed)
@@ -228,9 +228,8 @@ def fuzz():
   return module
 
 
-@pytest.mark.parametrize("first", [0, 30])
-def test_random_combinations(first):
+def test_random_combinations():
   """A slice of benchmarks/fuzz.py, which runs 10,000."""
-  kinds, found = fuzz().fuzz(30, seed=1, first=first)
+  kinds, found = fuzz().fuzz(24, seed=1)
   assert found == []
-  assert kinds.total() == 30
+  assert kinds.total() == 24

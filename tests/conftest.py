@@ -6,7 +6,17 @@ for new ones.
 
 import hypothesis
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
+
+# Their subject is what the compiler makes, to the last bit. The others take less time where LLVM optimizes little;
+# XLA's own passes, fusion among them, run in all.
+FULLY_OPTIMIZED = {"test_compiled", "test_contract", "test_golden", "test_kernels", "test_moments", "test_one_pass"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _optimization(request):
+  jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in FULLY_OPTIMIZED)

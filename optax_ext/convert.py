@@ -50,7 +50,7 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   Raises:
     TypeError: a decay rate is not a number.
     ValueError: a decay rate is not in [0, 1); one of the states has no moments, or not as many as the other; their
-      leaves differ in paths or shapes.
+      leaves differ in paths or shapes, or are codes of `quantize_state`.
 
   Example:
     From AdamW to AdamNX, in the middle of a run:
@@ -111,6 +111,12 @@ def _convert(old: Any, new: Any, decays: Decays, new_decays: Decays) -> Any:
           f"{name} of {path!r} has shape {jnp.shape(value)} in state and {leaf.shape} in new_state, which cannot be "
           "made of each other: nd_adam keeps one second moment for each vector, other optimizers one for each weight."
         )
+      for which, dtype in ("state", jnp.result_type(value)), ("new_state", leaf.dtype):
+        if jnp.issubdtype(dtype, jnp.integer):
+          raise ValueError(
+            f"{name} of {path!r} is codes of quantize_state in {which} ({dtype}), but convert_moments needs moments in "
+            "floating point on both sides."
+          )
       dtype = arithmetic_dtype(value)
       return (jnp.asarray(value, dtype) * jnp.asarray(factor, dtype)).astype(leaf.dtype)
 

@@ -1,5 +1,6 @@
 """Where the state of an optimizer lives: shardings for it, from the shardings of the parameters."""
 
+import math
 from typing import Any
 
 import jax
@@ -14,8 +15,8 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
   """Shardings of `tx.init(params)`, for parameters that are sharded as `shardings` says.
 
   - A leaf shaped like its parameter (a moment, an accumulated gradient, an average) is sharded like it.
-  - Where a leaf has size 1 and its parameter has not (ND-Adam's second moment, along the axes that it sums over), no
-    mesh axis splits it; its other axes are sharded like the parameter's.
+  - Where an axis is shorter than its parameter's (ND-Adam's second moment, along the axes that it sums over; scales of
+    8-bit moments), the parameter's mesh axes split it if they divide it, and none otherwise.
   - All else is replicated: counts, hyperparameters, leaves of another rank.
 
   Works through `optax.chain`, `masked`, `partition`, `MultiSteps`, `inject_hyperparams` and every transformation that
@@ -61,10 +62,11 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
     if leaf.shape == param.shape:
       return sharding
     spec = PartitionSpec()
-    if leaf.ndim == param.ndim and all(n in (1, whole) for n, whole in zip(leaf.shape, param.shape, strict=True)):
+    if leaf.ndim == param.ndim and all(n and whole % n == 0 for n, whole in zip(leaf.shape, param.shape, strict=True)):
       names = [*sharding.spec, *[None] * (leaf.ndim - len(sharding.spec))]
-      kept = [name if n == whole else None for name, n, whole in zip(names, leaf.shape, param.shape, strict=True)]
-      spec = PartitionSpec(*kept)
+      fits = lambda name, n, whole: n == whole or (n > 1 and n % _parts(sharding.mesh, name) == 0)
+      sizes = zip(names, leaf.shape, param.shape, strict=True)
+      spec = PartitionSpec(*[name if fits(name, n, whole) else None for name, n, whole in sizes])
     return NamedSharding(sharding.mesh, spec, memory_kind=sharding.memory_kind)
 
   state = jax.eval_shape(tx.init, abstract)
@@ -84,6 +86,11 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
       "a function of labels looks parameters up by name: give what it returns for your parameters, a tree, in its "
       f"place ({type(error).__name__}: {error})."
     ) from error
+
+
+def _parts(mesh: Any, names: Any) -> int:
+  """Into how many parts the mesh axes of one entry of a spec split an axis."""
+  return math.prod(mesh.shape[name] for name in (names if isinstance(names, tuple) else (names,)) if name is not None)
 
 
 def _for_each(shardings: Any, params: Any) -> Any:

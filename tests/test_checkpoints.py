@@ -384,6 +384,11 @@ def test_conversion_errors():
     ValueError, match=r"nu of 'w' has shape \(4, 3\) in state and \(1, 3\) .* one second moment for each"
   ):
     convert(state, optax_ext.nd_adam(1e-3).init(PARAMS), new_decays=DECAYS)
+  codes = optax_ext.quantize_state(optax_ext.adamnx(1e-3), min_size=1).init(PARAMS)
+  with pytest.raises(ValueError, match=r"mu of 'w' is codes of quantize_state in new_state \(int8\)"):
+    convert(state, codes)
+  with pytest.raises(ValueError, match=r"mu of 'w' is codes of quantize_state in state \(int8\)"):
+    convert(codes, state, new_decays=DECAYS)
   with pytest.raises(ValueError, match="of 1 transformations and new_state of 0, but there must be as many in both"):
     convert(state, optax.sgd(1e-3).init(PARAMS))
   with pytest.raises(ValueError, match=r"does not match the parameters: it has nothing for 'v' and it names 'w'"):

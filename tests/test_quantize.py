@@ -282,6 +282,28 @@ def test_a_layout_stays_with_its_state():
     np.testing.assert_array_equal(a, b)
 
 
+def test_blocks_lie_as_the_device_at_init_reads_them_fastest(monkeypatch):
+  shape = lambda: jax.eval_shape(quantize_state(optax.adam(1e-2), block=32).init, PARAMS).scale[0]["kernel"].shape
+  assert shape() == (64, 4)
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert shape() == (2, 128)
+
+
+@pytest.mark.parametrize(("block", "axis", "of_scale"), [(32, -2, P("x", "y")), (8, -1, P("x", "y")), (64, -1, P("x"))])
+def test_scales_of_blocks_live_with_their_blocks(block, axis, of_scale):
+  """Where no device's part ends within a block, a device has the scales of its part, as one device would have them."""
+  mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto, AxisType.Auto))
+  shardings = {"kernel": NamedSharding(mesh, P("x", "y")), "bias": NamedSharding(mesh, P()), "hidden": None}
+  tx = quantize_state(optax.adam(1e-2), block=block, axis=axis)
+  of_state = optax_ext.state_shardings(tx, PARAMS, shardings)
+  assert of_state.scale[0]["kernel"].is_equivalent_to(NamedSharding(mesh, of_scale), 2)
+  grads = next(gradients(1))
+  want = jitted(tx.update)(grads, jitted(tx.init)(PARAMS), PARAMS)
+  state = jitted(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
+  got = jitted(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+
+
 def test_sharded_as_on_one_device():
   mesh = jax.make_mesh((2, 4), ("x", "y"), (AxisType.Auto, AxisType.Auto))
   shardings = {"kernel": NamedSharding(mesh, P("x", "y")), "bias": NamedSharding(mesh, P()), "hidden": None}

@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
 from support import jitted
 
 import optax_ext
@@ -93,6 +95,19 @@ def test_a_broken_row_stays_one_row():
     np.testing.assert_array_equal(np.isnan(scale), np.arange(96) == 37)
     np.testing.assert_allclose(np.delete(scale / scale[0], 37), np.delete(np.arange(1.0, 97), 37) ** power, rtol=1e-6)
   assert np.isnan(params["kernel"]).sum() == 1
+
+
+def test_inside_shard_map_each_device_steps_its_rows():
+  mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
+  params = {"kernel": PARAMS["three"].reshape(128, 64).T.reshape(64, 128)}
+  tx = quantize_state(optax_ext.exadam(COSINE), kernel="interpret")
+  state = jitted(tx.init)(params)
+  specs = optax_ext.state_shardings(tx, params, NamedSharding(mesh, P("rows")))
+  specs = P("rows"), jax.tree.map(lambda sharding: sharding.spec, specs), P("rows")
+  step = functools.partial(update_and_apply, tx)
+  inside = jax.jit(jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=(specs[0], specs[1]), check_vma=False))
+  grads = {"kernel": jnp.asarray(np.random.default_rng(0).normal(size=(64, 128)), jnp.float32)}
+  assert_same(inside(grads, state, params), jitted(step)(grads, state, params), 3e-6)
 
 
 def test_leaves_that_it_does_not_serve():

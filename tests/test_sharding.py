@@ -153,15 +153,16 @@ def test_explicit_axes_are_inferred_as_promised(name):
   assert where(updates) == where(params)
 
 
-def test_axes_of_any_other_size_and_rank_are_replicated():
-  """A leaf of another rank, or of another size than 1, is no copy of the parameter: nothing is guessed of it."""
+def test_leaves_of_another_rank_or_of_no_such_size_are_replicated():
+  """A leaf of another rank, or with an axis that does not divide the parameter's: nothing is guessed of it."""
 
   def init(params):
     return {
       "rows": jax.tree.map(lambda p: jnp.zeros(p.shape[:1]), params),
       "codes": jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.int8), params),
       "scales": jax.tree.map(lambda p: jnp.zeros((*p.shape[:-1], 1)), params),
-      "blocks": jax.tree.map(lambda p: jnp.zeros((p.shape[0] // 2, *p.shape[1:])), params),
+      "blocks": jax.tree.map(lambda p: jnp.zeros((-(-p.shape[0] // 2), *p.shape[1:])), params),
+      "others": jax.tree.map(lambda p: jnp.zeros((p.shape[0] + 1, *p.shape[1:])), params),
     }
 
   tx = optax.GradientTransformation(init, None)
@@ -169,7 +170,8 @@ def test_axes_of_any_other_size_and_rank_are_replicated():
   got = specs_of(state_shardings(tx, params, NamedSharding(mesh(), P(None, "model"))))
   assert got == {
     "rows/w": (), "rows/one": (), "codes/w": (None, "model"), "codes/one": (None, "model"),
-    "scales/w": (), "scales/one": (), "blocks/w": (), "blocks/one": (),
+    "scales/w": (), "scales/one": (), "blocks/w": (None, "model"), "blocks/one": (None, "model"),
+    "others/w": (), "others/one": (),
   }  # fmt: skip
   deep = state_shardings(tx, {"w": jnp.ones((16, 8, 4))}, NamedSharding(mesh(), P("data", "model")))
   assert specs_of(deep)["scales/w"] == ("data", "model")

@@ -6,6 +6,8 @@ ones more. Linear codes would take every small second moment for 0, and its elem
 Codes are computed, not looked up: a table's gathers do not fuse with the optimizer's arithmetic on a TPU.
 """
 
+import functools
+import math
 from typing import Any
 
 import jax
@@ -14,6 +16,8 @@ import numpy as np
 
 CODES = (jnp.int8, jnp.uint8)
 EXPONENT = np.uint32(0x7F800000)  # the bits of a float32 that hold its exponent
+FRACTION = np.int32(0x007FFFFF)  # those of its significand
+ONE = np.int32(0x3F800000)  # the float32 1
 SMALLEST_SCALE = 2.0**-100  # of a block: its reciprocal is finite, and times the lowest code it is a normal number
 
 
@@ -22,8 +26,8 @@ def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
 
       code = ±k,  k = 2ᵉ + f,  0 ≤ f < 2ᵉ:     scale · ±10^(e−E) · (0.1 + 0.9·(f + ½)/2ᵉ),     0 for k = 0
 
-  E is 6 for int8, 7 for uint8 codes (without sign). Within a decade that is a straight line in k, its slope grows from
-  decade to decade, and so it is the largest of all these lines.
+  E is 6 for int8, 7 for uint8 codes (without sign). 2ᵉ and 1 + (f + ½)/2ᵉ are the exponent and the significand of the
+  float32 number k + ½.
 
   Args:
     codes: int8 or uint8, of any shape.
@@ -34,10 +38,10 @@ def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
   """
   codes_, scale_ = in_blocks(codes, scale.shape), per_block(scale, codes.shape)
   signed = codes_.astype(jnp.float32)
-  place = jnp.abs(signed)
-  lines = [(0.9 * 10.0**-i / 2**e, -0.8 * 10.0**-i) for i, e in _decades(codes.dtype)]
-  size = _extreme(jnp.maximum, [slope * (place + 0.5) + start for slope, start in lines])
-  size = jnp.where(place > 0, size, 0)
+  word = jax.lax.bitcast_convert_type(jnp.abs(signed) + 0.5, jnp.int32)
+  significand = jax.lax.bitcast_convert_type((word & FRACTION) | ONE, jnp.float32)
+  decade = ((word - ONE) >> 23).astype(jnp.float32) - _decades(codes.dtype)[0][1]  # e − E
+  size = jnp.where(signed == 0, 0, jnp.exp2(math.log2(10) * decade) * (0.9 * significand - 0.8))
   return (jnp.where(signed < 0, -size, size) * scale_).reshape(codes.shape)
 
 
@@ -49,7 +53,7 @@ def encode(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
   x_, scale_ = in_blocks(x, scale.shape), per_block(scale, x.shape)
   size = jnp.abs(x_) * (1 / scale_)
   lines = [(2**e / 0.9 * 10.0**i, 2**e * 8 / 9) for i, e in _decades(dtype)]
-  place = _extreme(jnp.minimum, [slope * size + start for slope, start in lines])
+  place = functools.reduce(jnp.minimum, [slope * size + start for slope, start in lines])
   # Codes stand for the middles of their intervals. Where one decade meets the next, whose intervals are wider, the
   # nearer of both middles is the lower one up to 1.8/2ᵉ of the lower decade's end, a fifth of the wide interval.
   word = jax.lax.bitcast_convert_type(place, jnp.uint32)
@@ -96,13 +100,6 @@ def _decades(dtype: Any) -> list[tuple[int, int]]:
   """Pairs of i and e for each decade 10⁻ⁱ, which has 2ᵉ codes."""
   top = 6 if dtype == jnp.int8 else 7
   return [(i, top - i) for i in range(top + 1)]
-
-
-def _extreme(of_two: Any, values: list[jax.Array]) -> jax.Array:
-  result = values[0]
-  for value in values[1:]:
-    result = of_two(result, value)
-  return result
 
 
 def _layout(shape: tuple[int, ...], scale: tuple[int, ...]) -> list[tuple[int, int]]:

@@ -11,7 +11,8 @@ The chain stays the definition: it makes the state, and it steps the leaves that
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,14 @@ from optax_ext.vectors import Axes, coefficient, resolve_axes, sum_over, unit
 
 SAMPLE = 16  # rows of a leaf that the first projection looks at
 SMALL = 2**16  # elements below which a leaf's traffic is not worth the time that this form takes to compile
+
+
+class _Now(NamedTuple):
+  """What a step has from its count: the gains, the multiplier, and how moments are rounded for storage."""
+
+  gains: tuple[Any, Any]
+  multiplier: Multiplier
+  storing: Callable[..., tuple[jax.Array, jax.Array]]
 
 
 def in_one_pass(
@@ -111,36 +120,50 @@ def in_one_pass(
     of_rest = (state[0], of_rest, *state[2:])
     new: Any
     rest, new = chain.update(part(False, updates), of_rest, None if params is None else part(False, params))
-    t = new[1].count
-    w1, w2, debiased = mean_gain(t), square_gain(t), debias(t)
-    storing = rounding.at(t) if rounding else to_nearest
     rate, _ = vector_rate.update(jnp.ones([], jnp.result_type(float)), state[2].inner_state)
+    now = at(new[1].count, rate)
+    leaves = [part(True, tree) for tree in (updates, moments.mu, moments.nu, params)]
+    steps = with_kernel(now, leaves) if kernel and return_applied else map_with_paths(partial(step, now), *leaves)
+
+    def join(i: int, rest: Any) -> Any:
+      return jax.tree.map(lambda one, leaf, step: step[i] if one else leaf, here, rest, steps, is_leaf=_none)
+
+    moments = new[1]._replace(mu=join(1, new[1].mu), nu=join(2, new[1].nu))
+    return join(0, rest), (new[0], moments, *new[2:])
+
+  def at(t: jax.Array, rate: Any) -> _Now:
+    debiased = debias(t)
 
     def multiplier(v: jax.Array) -> jax.Array:
       """What the mean is multiplied by to give the update. A second moment that overflowed allows no step."""
       ratios = ratio(debiased(Moments(jnp.zeros_like(v), jnp.ones_like(v), v)))
       return jnp.where(jnp.isinf(v), 0, jnp.asarray(rate, v.dtype) * ratios)
 
-    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array, param: Any) -> Step:
-      along, dtype = vectors_of(path, grad), arithmetic_dtype(grad)
-      gains = jnp.asarray(w1, dtype), jnp.asarray(w2, dtype)
-      names = names_of(path, grad)
-      total = sum_over(along, names)
+    return _Now((mean_gain(t), square_gain(t)), multiplier, rounding.at(t) if rounding else to_nearest)
 
-      def in_order(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
-        new, m, v = step_in_order(g, w, m, v, gains, multiplier, total)
-        return new - w, m, v
+  def step(now: _Now, path: str, grad: Any, mu: jax.Array, nu: jax.Array, param: Any) -> Step:
+    """By XLA."""
+    along, dtype, names = vectors_of(path, grad), arithmetic_dtype(grad), names_of(path, grad)
+    w1, w2 = now.gains
+    gains = jnp.asarray(w1, dtype), jnp.asarray(w2, dtype)
+    total = sum_over(along, names)
 
-      def from_sums(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-        s = sampled_coefficient(leaf[0], leaf[1], along, total, dtype)
-        g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
-        new, m, v = step_from_sums(g, w, m, v, s, gains, multiplier, lambda *products: totals(products, along, names))
-        return new - w, m, v
+    def in_order(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+      g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
+      new, m, v = step_in_order(g, w, m, v, gains, now.multiplier, total)
+      return new - w, m, v
 
-      update, m, v = on_cpu(in_order, from_sums, grad, param, mu, nu)
-      return Step(update.astype(leaf_dtype(param)), *storing(path, m, v, mu.dtype, nu.dtype))
+    def from_sums(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+      s = sampled_coefficient(leaf[0], leaf[1], along, total, dtype)
+      g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
+      new, m, v = step_from_sums(g, w, m, v, s, gains, now.multiplier, lambda *of: totals(of, along, names))
+      return new - w, m, v
 
+    update, m, v = on_cpu(in_order, from_sums, grad, param, mu, nu)
+    return Step(update.astype(leaf_dtype(param)), *now.storing(path, m, v, mu.dtype, nu.dtype))
+
+  def with_kernel(now: _Now, leaves: list[Any]) -> Any:
+    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update."""
     fallbacks: list[str] = []
 
     def blocks_of(path: str, grad: Any, mu: jax.Array, param: Any) -> Block | str:
@@ -150,17 +173,18 @@ def in_one_pass(
         return "the mesh splits its vectors"
       return block_of(grad, param, mu, vectors_of(path, grad))
 
-    def fused_step(path: str, grad: Any, mu: jax.Array, nu: jax.Array, param: Any) -> Step:
+    def kernel_or_step(path: str, grad: Any, mu: jax.Array, nu: jax.Array, param: Any) -> Step:
       blocks = blocks_of(path, grad, mu, param)
       if isinstance(blocks, str):
         fallbacks.append(f"{path!r}: {blocks}")
-        return step(path, grad, mu, nu, param)
+        return step(now, path, grad, mu, nu, param)
 
       def on_tpu(grad: Any, mu: Any, nu: Any, param: Any) -> tuple[Any, Any, Any]:
-        return kernel_step(grad, param, mu, nu, (w1, w2), multiplier, blocks, interpret=kernel == "interpret")
+        interpret = kernel == "interpret"
+        return kernel_step(grad, param, mu, nu, now.gains, now.multiplier, blocks, interpret=interpret)
 
       def elsewhere(grad: Any, mu: Any, nu: Any, param: Any) -> tuple[Any, Any, Any]:
-        update, mu, nu = step(path, grad, mu, nu, param)
+        update, mu, nu = step(now, path, grad, mu, nu, param)
         return optax.apply_updates(param, update), mu, nu
 
       args = grad, mu, nu, param
@@ -168,18 +192,12 @@ def in_one_pass(
       applied: Any = Applied(new[0])
       return Step(applied, new[1], new[2])
 
-    of_leaf = fused_step if kernel and return_applied else step
-    steps = map_with_paths(of_leaf, *(part(True, tree) for tree in (updates, moments.mu, moments.nu, params)))
+    steps = map_with_paths(kernel_or_step, *leaves)
     if fallbacks:
       warnings.warn(
-        f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=2
+        f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=3
       )
-
-    def join(i: int, rest: Any) -> Any:
-      return jax.tree.map(lambda one, leaf, step: step[i] if one else leaf, here, rest, steps, is_leaf=_none)
-
-    moments = new[1]._replace(mu=join(1, new[1].mu), nu=join(2, new[1].nu))
-    return join(0, rest), (new[0], moments, *new[2:])
+    return steps
 
   return optax.GradientTransformationExtraArgs(chain.init, update)
 

@@ -27,7 +27,7 @@ def speed():
     yield importlib.import_module
 
 
-@pytest.mark.parametrize("target", ["v5e", "v6e", "H100"])
+@pytest.mark.parametrize("target", ["v5e", "v6e", "tpu7x", "H100"])
 def test_every_step_keeps_its_limits(speed, target):
   """Traffic, temporaries, donation (but for scalars), traces. One more pass over an array is 4 bytes, over codes 1."""
   broken = []

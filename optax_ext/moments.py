@@ -9,6 +9,7 @@ import optax
 
 from optax_ext.checks import Scalar, check_number
 from optax_ext.debias import Debias, Moments, abs_sq
+from optax_ext.once import once_per_shape
 from optax_ext.paths import map_with_paths
 from optax_ext.rounding import Stochastic, check_rounding
 from optax_ext.schedules import Gain
@@ -151,17 +152,21 @@ def scale_by_moments(
     w1, w2, debiased = mean_gain(t), square_gain(t), debias(t)
     storing = rounding.at(t) if rounding else to_nearest
 
-    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array) -> Step:
-      check_trainable(path, grad)
-      dtype = arithmetic_dtype(grad)
-      real = real_dtype(dtype)
-      g, m, v = jnp.asarray(grad, dtype), mu.astype(dtype), nu.astype(real)
-      m = moving_average(m, g, jnp.asarray(w1, real))
-      v = moving_average(v, square(path, g), jnp.asarray(w2, real))
+    def moved(g: jax.Array, mu: jax.Array, nu: jax.Array, squared: jax.Array) -> Step:
+      dtype, real = g.dtype, real_dtype(g.dtype)
+      m = moving_average(mu.astype(dtype), g, jnp.asarray(w1, real))
+      v = moving_average(nu.astype(real), squared, jnp.asarray(w2, real))
       update = ratio(debiased(Moments(g, m, v))).astype(dtype)
       # A square that overflowed allows no step. The correction of a finite mean may overflow too, and ∞/∞ would be NaN.
       overflowed = (v == jnp.inf) & _is_finite(m)
-      update = jax.lax.select(overflowed, jnp.zeros_like(update), update)
+      return Step(jax.lax.select(overflowed, jnp.zeros_like(update), update), m, v)
+
+    moved = once_per_shape(moved, t)
+
+    def step(path: str, grad: Any, mu: jax.Array, nu: jax.Array) -> Step:
+      check_trainable(path, grad)
+      g = jnp.asarray(grad, arithmetic_dtype(grad))
+      update, m, v = moved(g, mu, nu, square(path, g))
       return Step(update, *storing(path, m, v, mu.dtype, nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)

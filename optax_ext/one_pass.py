@@ -23,6 +23,7 @@ from optax_ext.fused import Applied
 from optax_ext.kernels import Block, Multiplier, block_of, for_tpu, kernel_step, step_in_order
 from optax_ext.meshes import AxisName, explicit_sharding, resolve_names, split_axes
 from optax_ext.moments import Ratio, Step, moving_average
+from optax_ext.once import once_per_shape
 from optax_ext.paths import map_with_paths
 from optax_ext.rounding import Stochastic
 from optax_ext.schedules import Gain
@@ -34,10 +35,11 @@ SMALL = 2**16  # elements below which a leaf's traffic is not worth the time tha
 
 
 class _Now(NamedTuple):
-  """What a step has from its count: the gains, the multiplier, and how moments are rounded for storage."""
+  """What a step has from its count: the gains, the multiplier, a leaf's arithmetic, how moments are rounded."""
 
   gains: tuple[Any, Any]
   multiplier: Multiplier
+  moved: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
   storing: Callable[..., tuple[jax.Array, jax.Array]]
 
 
@@ -139,27 +141,32 @@ def in_one_pass(
       ratios = ratio(debiased(Moments(jnp.zeros_like(v), jnp.ones_like(v), v)))
       return jnp.where(jnp.isinf(v), 0, jnp.asarray(rate, v.dtype) * ratios)
 
-    return _Now((mean_gain(t), square_gain(t)), multiplier, rounding.at(t) if rounding else to_nearest)
+    gains = mean_gain(t), square_gain(t)
+
+    def moved(along: tuple[int, ...], names: tuple[str, ...], *leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+      dtype = arithmetic_dtype(leaf[0])
+      w1, w2 = (jnp.asarray(gain, dtype) for gain in gains)
+      total = sum_over(along, names)
+
+      def in_order(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
+        new, m, v = step_in_order(g, w, m, v, (w1, w2), multiplier, total)
+        return new - w, m, v
+
+      def from_sums(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
+        s = sampled_coefficient(leaf[0], leaf[1], along, total, dtype)
+        g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
+        new, m, v = step_from_sums(g, w, m, v, s, (w1, w2), multiplier, lambda *of: totals(of, along, names))
+        return new - w, m, v
+
+      return on_cpu(in_order, from_sums, *leaf)
+
+    storing = rounding.at(t) if rounding else to_nearest
+    return _Now(gains, multiplier, once_per_shape(moved, t, static_argnums=(0, 1)), storing)
 
   def step(now: _Now, path: str, grad: Any, mu: jax.Array, nu: jax.Array, param: Any) -> Step:
     """By XLA."""
-    along, dtype, names = vectors_of(path, grad), arithmetic_dtype(grad), names_of(path, grad)
-    w1, w2 = now.gains
-    gains = jnp.asarray(w1, dtype), jnp.asarray(w2, dtype)
-    total = sum_over(along, names)
-
-    def in_order(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-      g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
-      new, m, v = step_in_order(g, w, m, v, gains, now.multiplier, total)
-      return new - w, m, v
-
-    def from_sums(*leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
-      s = sampled_coefficient(leaf[0], leaf[1], along, total, dtype)
-      g, w, m, v = (jnp.asarray(x, dtype) for x in leaf)
-      new, m, v = step_from_sums(g, w, m, v, s, gains, now.multiplier, lambda *of: totals(of, along, names))
-      return new - w, m, v
-
-    update, m, v = on_cpu(in_order, from_sums, grad, param, mu, nu)
+    update, m, v = now.moved(vectors_of(path, grad), names_of(path, grad), grad, param, mu, nu)
     return Step(update.astype(leaf_dtype(param)), *now.storing(path, m, v, mu.dtype, nu.dtype))
 
   def with_kernel(now: _Now, leaves: list[Any]) -> Any:

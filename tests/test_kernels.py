@@ -196,7 +196,7 @@ def test_blocks_hold_whole_vectors():
 
 def test_kernel_inside_shard_map():
   """Each device steps the whole vectors that it holds; vectors that the mesh splits fall back."""
-  mesh = jax.make_mesh((2,), ("model",), (AxisType.Auto,), devices=jax.devices()[:2])
+  mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   axes = {"whole": (0,), "split": (0,)}
   specs = {"whole": P(None, "model"), "split": P("model")}
   rng = np.random.default_rng(0)

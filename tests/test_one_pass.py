@@ -269,7 +269,7 @@ def test_sums_one_by_one_and_at_once(monkeypatch, along):
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=["input split", "output split"])
 def test_vectors_on_a_mesh(spec, kind):
   """Split by jax.jit, and inside shard_map with an axis name: the same as whole."""
-  mesh = jax.make_mesh((4,), ("data",), (kind,), devices=jax.devices()[:4])
+  mesh = jax.make_mesh((4,), ("data",), axis_types=(kind,), devices=jax.devices()[:4])
   with enable_x64(True):
     w, g = (draw(seed, jnp.float64, shapes={"in": (64, 8)})["in"] for seed in (0, 1))
     w = optax_ext.normalize_vectors(w, (0,))

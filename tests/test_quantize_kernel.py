@@ -98,7 +98,7 @@ def test_a_broken_row_stays_one_row():
 
 
 def test_inside_shard_map_each_device_steps_its_rows():
-  mesh = jax.make_mesh((2,), ("rows",), (AxisType.Auto,), devices=jax.devices()[:2])
+  mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   params = {"kernel": PARAMS["three"].reshape(128, 64).T.reshape(64, 128)}
   tx = quantize_state(optax_ext.exadam(COSINE), kernel="interpret")
   state = jitted(tx.init)(params)

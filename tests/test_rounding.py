@@ -99,7 +99,7 @@ def test_bits_depend_on_seed_path_index_and_step_alone():
     np.testing.assert_array_equal(rounded_up({"a": (16, 8)}, 7)["a"], want)
   x = jnp.full((16, 8), 1 + 2.0**-8, jnp.float32)
   for kind, spec in ((AxisType.Auto, P("x", "y")), (AxisType.Auto, P(None, "x")), (AxisType.Explicit, P("x", "y"))):
-    mesh = jax.make_mesh((2, 4), ("x", "y"), (kind, kind))
+    mesh = jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind, kind))
     sharded = jax.device_put(x, NamedSharding(mesh, spec))
     m, v = jax.jit(lambda x: stochastic(0).at(jnp.int32(7))("a", x, x, BF16, BF16))(sharded)
     np.testing.assert_array_equal(np.stack([m, v]) > x, want)
@@ -188,7 +188,7 @@ def test_second_moments_of_vectors_draw_their_own_bits():
 
 def test_inside_shard_map():
   """Parts of a leaf must not be rounded alike, copies of a leaf must: the caller says which they are."""
-  mesh = jax.make_mesh((4, 2), ("x", "y"), (AxisType.Auto, AxisType.Auto))
+  mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))
   x = jnp.full((4, 4096), 1 + 2.0**-8)
 
   def rounded(rounding, spec):

@@ -1,0 +1,16 @@
+"""One trace of a leaf's arithmetic for all leaves of one shape and dtype.
+
+A network has thousands of leaves and a handful of shapes. Traced once for each shape, a step of forty equations a leaf
+takes less time to trace and lower than Adam's of sixteen; XLA inlines the calls, and compiles the same program.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.core import Tracer
+
+
+def once_per_shape(f: Callable[..., Any], within: Any, static_argnums: tuple[int, ...] = ()) -> Callable[..., Any]:
+  """`f`, as a call where `within` is traced, and as it is where it is not: there every call would compile anew."""
+  return jax.jit(f, static_argnums=static_argnums) if isinstance(within, Tracer) else f

@@ -85,10 +85,20 @@ def in_short(pages: Pages) -> list[str]:
         than = lambda other, rule=rule, values=values: percent(
           paired(values[f"{rule}, as published"], values[other]), mean(values["adam"])
         )
-        once = f"lower by {than('adam')}; than Adam at the same scale by {than(f'adam at the scale of {rule}')}"
+        once = f"{than('adam')}; against Adam at the same scale {than(f'adam at the scale of {rule}')}"
       tuned = pages.verdict(f"caadam/{network}-fair", f"caadam_{rule}", "adam", "tuned")
-      rows.append([f"CaAdam {rule}, California {network}, RMSE", f"lower by {claim:.2f}%", once, tuned])
+      rows.append([f"CaAdam {rule}, California {network}, RMSE", f"{claim:+.2f}%", once, tuned])
+  california = [
+    (f"{label}, California {network}, RMSE", "–", f"caadam/{network}-fair", optimizer, baseline)
+    for network in CALIFORNIA[:2]
+    for label, optimizer, baseline in (
+      ("EXAdam", "exadam", "adam"),
+      ("EXAdam without log step", "exadam_nolog", "adam"),
+      ("AdamNX, against AdamW", "adamnx", "adamw"),
+    )
+  ]
   others = [
+    *california,
     ("EXAdam, text, test loss (one rate: 1e-4)", "0.07 lower than Adam, at 1e-4", "exadam/small", "exadam", "adam"),
     (
       "EXAdam, images, test error (one rate: 1e-3)",
@@ -105,7 +115,11 @@ def in_short(pages: Pages) -> list[str]:
   for what, claim, name, optimizer, baseline in others:
     once = "–" if optimizer == "nd_adam" else pages.verdict(name, optimizer, baseline, "at one rate")
     rows.append([what, claim, once, pages.verdict(name, optimizer, baseline, "tuned")])
-  return ["## In short", "", "Differences in the metric itself, where no % is given; less is better.", "", *table(rows)]
+  explained = (
+    "With %: how far the optimizer is below Adam in the metric's mean, so that + is better. Without: its difference "
+    "from the baseline in the metric itself, so that − is better."
+  )
+  return ["## In short", "", explained, "", *table(rows)]
 
 
 def caadam(pages: Pages) -> list[str]:

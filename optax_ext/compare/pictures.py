@@ -28,31 +28,36 @@ def curves(comparison: Comparison) -> Figure:
   metric = comparison.problem.metric
   figure, panels = _figure(2)
   for panel, curve in zip(panels, ["train/loss", f"validation/{metric}"], strict=True):
-    for color, (name, arm) in zip(_colors(comparison), comparison.arms.items(), strict=True):
+    for (color, line), (name, arm) in zip(_lines(comparison), comparison.arms.items(), strict=True):
       steps, values = curve_of(arm.reported, curve)
       lost = sum(result.diverged for result in arm.reported)
       label = name + (f" ({lost} of {len(arm.reported)} diverged)" if lost else "")
       if len(values):
-        panel.plot(steps, np.median(values, axis=0), color=color, label=label, marker="o" if len(steps) == 1 else None)
+        marker = "o" if len(steps) == 1 else None
+        panel.plot(steps, np.median(values, axis=0), line, color=color, label=label, marker=marker)
         panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
     _style(panel, curve.replace("/", " "), "step")
   return _legend(figure, panels[0])
 
 
 def learning_rates(comparison: Comparison) -> Figure:
-  """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled."""
+  """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled.
+
+  The worst tenth of the means lies outside: a rate that is far too large would press all others into one line.
+  """
   metric = comparison.problem.metric
   figure, (panel,) = _figure(1)
-  for color, (name, arm) in zip(_colors(comparison), comparison.arms.items(), strict=True):
+  means = []
+  for (color, line), (name, arm) in zip(_lines(comparison), comparison.arms.items(), strict=True):
     search = arm.search
     sign = -1 if comparison.problem.maximize else 1
     points = [(rate, sign * badness) for rate, badness in sorted(search.by_rate.items()) if math.isfinite(badness)]
     if not points:
       continue
+    means += [mean for _, mean in points]
     alone = all(len(trial) == 1 for trial in search.trials)  # in track B other settings differ too: no line
-    panel.plot(
-      *zip(*points, strict=True), color=color, label=name, marker="o", markersize=3, linewidth=1.5 if alone else 0
-    )
+    width = 1.5 if alone else 0
+    panel.plot(*zip(*points, strict=True), line, color=color, label=name, marker="o", markersize=3, linewidth=width)
     for trial, results in zip(search.trials, search.results, strict=True):
       values = [value_of(comparison.problem, comparison.protocol, result, "validation") for result in results]
       panel.plot([trial["learning_rate"]] * len(values), values, ".", color=color, alpha=0.3, markersize=3)
@@ -61,6 +66,12 @@ def learning_rates(comparison: Comparison) -> Figure:
       panel.plot(best, dict(points)[best], "o", color=color, markersize=10, fillstyle="none")
   _style(panel, f"mean validation {metric} over tuning seeds", "learning rate")
   panel.set_xscale("log")
+  if means:
+    best, cut = np.quantile(means, [1, 0.1] if comparison.problem.maximize else [0, 0.9])
+    log = 0 < 10 * best < cut
+    panel.set_yscale("log" if log else "linear")
+    if best != cut:
+      panel.set_ylim(*sorted((best / 1.2 if log else best - 0.1 * (cut - best), cut)))
   return _legend(figure, panel)
 
 
@@ -77,14 +88,13 @@ def intervals(comparison: Comparison) -> Figure:
       panel.plot([low, high], [place, place], color="C0", linewidth=2)
       panel.plot([sign * d.mean], [place], "o", color="C0")
       panel.fill_betweenx([place - 0.3, place + 0.3], -d.margin, d.margin, color="0.85", zorder=0)
-      panel.annotate(
-        d.verdict, (0.99, place - 0.05), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8
-      )
+      panel.annotate(d.verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(range(len(differences)), [f"{name} − {baseline}" for name, baseline in differences])
     panel.set(
       title=title, xlabel=f"difference of test {comparison.problem.metric}", ylim=(len(differences) - 0.4, -0.6)
     )
+    panel.locator_params(axis="x", nbins=6)
     panel.spines[["top", "right"]].set_visible(False)
   return figure
 
@@ -94,8 +104,9 @@ def _figure(panels: int) -> tuple[Figure, list[Any]]:
   return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _colors(comparison: Comparison) -> list[str]:
-  return [COLORS[i % len(COLORS)] for i in range(len(comparison.arms))]
+def _lines(comparison: Comparison) -> list[tuple[str, str]]:
+  """A color and a style of line for each optimizer."""
+  return [(COLORS[i % len(COLORS)], "-" if i < len(COLORS) else "--") for i in range(len(comparison.arms))]
 
 
 def _style(panel: Any, title: str, xlabel: str) -> None:

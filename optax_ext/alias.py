@@ -296,7 +296,8 @@ def nd_adam(
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
     kernel: `"pallas"` lets `update_and_apply` step a leaf with one kernel on TPUs, if blocks of whole vectors fit on
-      the chip; a warning names the leaves that it does not serve. `"interpret"` runs that kernel anywhere, slowly.
+      the chip; a warning names the leaves that it does not serve. `"interpret"` runs that kernel anywhere, slowly. On a
+      mesh call it inside `jax.shard_map`: where no `jax.set_mesh` says that there is one, XLA refuses to partition it.
 
   Returns:
     A `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.

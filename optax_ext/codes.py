@@ -50,7 +50,7 @@ def encode(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
 
   0 has code 0 and, in uint8, no other number has: a second moment does not vanish.
   """
-  x_, scale_ = in_blocks(x, scale.shape), per_block(scale, x.shape)
+  x_, scale_ = in_blocks(x.astype(jnp.float32), scale.shape), per_block(scale, x.shape)
   size = jnp.abs(x_) * (1 / scale_)
   lines = [(2**e / 0.9 * 10.0**i, 2**e * 8 / 9) for i, e in _decades(dtype)]
   place = functools.reduce(jnp.minimum, [slope * size + start for slope, start in lines])

@@ -37,8 +37,8 @@ def update_and_apply(
   """What `tx.update` and `optax.apply_updates` do together, in one pass over memory where `tx` has a kernel for it.
 
   A kernel has to have the last word. Through `optax.chain` (as the last link), `masked`, `partition` and
-  `inject_hyperparams` it has; wrappers that compute with updates (`MultiSteps`, `apply_if_finite`) raise, and want
-  `tx.update`.
+  `inject_hyperparams` it has. `optax.MultiSteps` takes the plain step; other wrappers that compute with updates
+  (`apply_if_finite`) raise, and want `tx.update`.
 
   Args:
     tx: Any optax transformation.

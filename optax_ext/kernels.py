@@ -38,7 +38,10 @@ def for_tpu(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: An
 
 
 def on_chip() -> int:
-  """Bytes that a kernel may take: TPU v5 has 128 MiB a core, v7x 64; v4 has 16. A program for others is for v5 on."""
+  """Bytes that a kernel may take: TPU v5e and v6e have 128 MiB a core, v5p and v7x 64, v4 has 16.
+
+  What another machine compiles is taken to be for v5 or later.
+  """
   early = jax.default_backend() == "tpu" and any(v in jax.devices()[0].device_kind for v in ("v2", "v3", "v4"))
   return (12 if early else 48) * 2**20
 
@@ -47,7 +50,7 @@ def splitting_mesh() -> Any:
   """The mesh axes and their sizes, if any may split the arrays of this program without our doing."""
   mesh = jax.sharding.get_abstract_mesh()
   splits = any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes)
-  return mesh.shape if splits else None
+  return dict(mesh.shape) if splits else None
 
 
 def block_of(grad: Any, param: Any, mu: Any, along: tuple[int, ...]) -> Block | str:
@@ -64,12 +67,12 @@ def block_of(grad: Any, param: Any, mu: Any, along: tuple[int, ...]) -> Block | 
   down = along[0] == 0
   if mesh := splitting_mesh():
     return f"{mesh} splits it, and a kernel sees whole arrays only: run the step inside jax.shard_map"
-  # The widest block of at most 2 MiB, or the narrowest, if that fits.
+  # The widest block of at most 2 MiB, or else the narrowest, that fits on the chip.
   sizes = (512, 256, LANES) if down else (256, 64, SUBLANES)
   for size in sizes:
     block = (rows, size) if down else (size, columns)
     nbytes = 4 * math.prod(block)
-    fits = nbytes <= 2**21 or (size == sizes[-1] and COPIES * nbytes <= on_chip())
+    fits = COPIES * nbytes <= on_chip() and (nbytes <= 2**21 or size == sizes[-1])
     if fits and (columns if down else rows) % size == 0:
       return (rows, columns), block
   return f"vectors of {math.prod(shape[i] for i in along)} elements do not fit on the chip"
@@ -115,25 +118,23 @@ def kernel_step(
   axis = 0 if block[0] == matrix[0] else 1
   per_vector = tuple(1 if i == axis else n for i, n in enumerate(matrix))
   # A kernel closes over no arrays: the numbers that the multiplier closes over are read off its program.
-  program = jax.make_jaxpr(multiplier)(jax.ShapeDtypeStruct((1, LANES), jnp.float32))
+  per_vector_of_block = tuple(1 if i == axis else n for i, n in enumerate(block))
+  program = jax.make_jaxpr(multiplier)(jax.ShapeDtypeStruct(per_vector_of_block, jnp.float32))
   numbers = jnp.stack([jnp.asarray(x, jnp.float32) for x in (*gains, *program.consts)])
 
   def kernel(numbers_ref, g_ref, w_ref, m_ref, v_ref, new_w_ref, new_m_ref, new_v_ref):
     w1, w2, *consts = (numbers_ref[i] for i in range(numbers.size))
     g, w, m = (ref[...].astype(jnp.float32) for ref in (g_ref, w_ref, m_ref))
     total = lambda x: jnp.sum(x, axis, keepdims=True)
-    w, m, v = step_in_order(g, w, m, v_ref[...], (w1, w2), lambda v: multiplied(v, consts), total)
+    multiplied = lambda v: jax.core.eval_jaxpr(program.jaxpr, consts, v)[0]
+    w, m, v = step_in_order(g, w, m, v_ref[...], (w1, w2), multiplied, total)
     new_w_ref[...] = w.astype(new_w_ref.dtype)
     new_m_ref[...] = store(m, new_m_ref.dtype)
     new_v_ref[...] = v
 
-  def multiplied(v: jax.Array, consts: list[Any]) -> jax.Array:
-    retraced = jax.make_jaxpr(multiplier)(jax.ShapeDtypeStruct(v.shape, v.dtype))
-    return jax.core.eval_jaxpr(retraced.jaxpr, consts, v)[0]
-
   index = (lambda i: (0, i)) if axis == 0 else (lambda i: (i, 0))
   whole = pl.BlockSpec(block, index)
-  one = pl.BlockSpec(tuple(1 if i == axis else n for i, n in enumerate(block)), index)
+  one = pl.BlockSpec(per_vector_of_block, index)
   arrays = [param.reshape(matrix), mu.reshape(matrix), nu.astype(jnp.float32).reshape(per_vector)]
   new = pl.pallas_call(
     kernel,

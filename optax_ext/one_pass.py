@@ -223,7 +223,8 @@ def step_from_sums(
   w1, w2 = gains
   r = g - s * w
   ww, mw, mm, gw, gg, mg, rw, rr, mr = totals(w * w, m * w, m * m, g * w, g * g, m * g, r * w, r * r, m * r)
-  s, rw, rr, mr = (jnp.where(rr < gg, x, y) for x, y in ((s, 0), (rw, gw), (rr, gg), (mr, mg)))
+  helps = rr < gg
+  s, rw, rr, mr = (jnp.where(helps, x, y) for x, y in ((s, 0), (rw, gw), (rr, gg), (mr, mg)))
   c = coefficient(rw, ww)
   of_c = lambda product: jnp.where(c == 0, 0, c * product)  # a product that overflowed has c = 0
   # What is left after most of rr has cancelled is rounding error, in float32 below an angle of 10⁻³.
@@ -241,8 +242,8 @@ def step_from_sums(
 def totals(products: tuple[jax.Array, ...], along: tuple[int, ...], names: tuple[str, ...]) -> tuple[jax.Array, ...]:
   """The sums of several arrays over vectors, in one reading of memory.
 
-  Several sums of columns are one loop over memory on TPUs, where their inputs stacked are none of one; on GPUs it is
-  the other way about.
+  On TPUs XLA makes one loop over memory of several sums of columns, but not of one sum of their stacked inputs, and on
+  GPUs the other way about.
   """
   stacked = tuple(axis + 1 for axis in along)
   at_once = lambda *products: tuple(sum_over(stacked, names)(jnp.stack(products)))
@@ -256,7 +257,7 @@ def on_cpu(this: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) 
 
 
 def sampled_coefficient(g: Any, w: Any, along: tuple[int, ...], total: Any, dtype: Any) -> jax.Array:
-  """(g·w)/(w·w) of a few evenly spaced rows."""
+  """(g·w)/(w·w) of a few rows, evenly spaced where the axis divides into whole tiles of memory."""
   axis = max(along, key=lambda i: (i < g.ndim - 1, g.shape[i]))
   n = g.shape[axis]
   # Pieces that start where a mesh splits the axis need no exchange. Where they are no whole tiles of a TPU's memory,

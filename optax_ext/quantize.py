@@ -23,6 +23,7 @@ from optax_ext.quantize_kernel import (
   step_in_kernel,
   step_in_xla,
 )
+from optax_ext.storage import cast_updates
 
 
 class QuantizedState(NamedTuple):
@@ -62,7 +63,8 @@ def quantize_state(
   A row (or block) that holds ∞ or NaN, or a negative number where there must be none, becomes NaN as a whole.
 
   Args:
-    tx: The optimizer. Each step traces its `update` twice: once for the scales, and for the codes once more.
+    tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
+      for a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
     min_size: Leaves with fewer elements are kept as they are.
@@ -73,13 +75,16 @@ def quantize_state(
       `jax.default_backend()` is a TPU, else −1. The state keeps what it began with.
     kernel: How `update_and_apply` steps a leaf whose step is elementwise, as those of most optimizers are. `"pallas"`:
       by one kernel on TPUs, 16 bytes per parameter, where there is a scale for each row. `"xla"`: in the shape of
-      blocks, 22.6 bytes with blocks of 128 and 22.4 with 256, along axis −2 on TPU and −1 on GPU. A warning names the
-      coded leaves that are not served. `"interpret"` runs the kernel anywhere, slowly.
+      blocks, 22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A warning names the
+      coded leaves that are not served. `"interpret"` runs the kernel anywhere, slowly. On a mesh call the kernel inside
+      `jax.shard_map`: where no `jax.set_mesh` says that there is one, XLA refuses to partition it.
 
   Returns:
     A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so
     that `state_shardings` and specs of the parameters fit; the layout is in these shapes, and so in a checkpoint.
-    Inside `jax.shard_map` a row must be whole on each device: split other axes, or use blocks.
+    Updates have the parameters' dtypes (the gradients', without parameters). Where a mesh splits the last axis, rows
+    exchange their maxima; blocks along another axis, or that end where a device's part does, exchange nothing. Inside
+    `jax.shard_map` a row must be whole on each device: split other axes, or use blocks.
 
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name.
@@ -109,7 +114,7 @@ def quantize_state(
     raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {axis!r}.")
   if kernel not in (None, "xla", "pallas", "interpret"):
     raise ValueError(f'kernel must be None, "xla", "pallas" or "interpret", but was {kernel!r}.')
-  tx = optax.with_extra_args_support(tx)
+  tx = cast_updates(tx)  # which would have the dtype of decoded moments
 
   def init(params: optax.Params) -> QuantizedState:
     moments = _Moments(tx, tx.init(params), kinds)

@@ -154,10 +154,10 @@ def rows_of(grad: Any, param: Any, scale: Any) -> int:
     raise NotServedError(f"the last two axes of its shape {shape} are not multiples of {SUBLANES} and {LANES}")
   if mesh := splitting_mesh():
     raise NotServedError(f"{mesh} splits it, and a kernel sees whole arrays only: run the step inside jax.shard_map")
-  # The largest block of at most 2 MiB in float32, or the smallest, if that fits.
+  # The largest block of at most 2 MiB in float32, or else the smallest, that fits on the chip.
   for block in (256, 128, 64, SUBLANES):
     nbytes = 4 * block * shape[-1]
-    fits = nbytes <= 2**21 or (block == SUBLANES and COPIES * nbytes <= on_chip())
+    fits = COPIES * nbytes <= on_chip() and (nbytes <= 2**21 or block == SUBLANES)
     if fits and rows % block == 0:
       return block
   raise NotServedError(f"rows of {shape[-1]} elements do not fit on the chip")

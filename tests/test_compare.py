@@ -39,8 +39,9 @@ from optax_ext.compare.experiment import differences
 from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.problem import check_problem
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
-from optax_ext.compare.report import steps_to_target
+from optax_ext.compare.report import curve_of, steps_to_target
 from optax_ext.compare.run import Result, Runner, Task
+from optax_ext.compare.store import fingerprint
 from optax_ext.compare.tuning import Search, Tuner, value_of
 
 ONE = jax.devices()[:1]
@@ -332,7 +333,17 @@ class TestTuning:
   def test_width(self):
     """At 10% the limit is 1.1: the whole decade below, and 0.1/0.4 of the decade above. Infinity ends it."""
     badness = {1e-4: math.inf, 1e-3: 1.05, 1e-2: 1.0, 1e-1: 1.4, 1.0: 1.0}
-    assert grid.width(badness, 1e-2, 0.1) == pytest.approx(1.25)
+    assert grid.width(badness, 1e-2, 0.1) == (pytest.approx(1.25), False)
+    assert grid.width(badness, 1e-2, 0.4) == (pytest.approx(3), True)  # at the upper end still within 40%
+
+  def test_curves_of_thinned_runs_meet_at_their_steps(self):
+    """Two runs of the line loss = step, of which different evaluations were kept: their median is that line."""
+    runs = [Result({}, 0, steps, {"x": [float(s) for s in steps]}, 0, False, False) for steps in ([1, 5, 9], [1, 3, 9])]
+    stopped = Result({}, 0, [1, 3], {"x": [1.0, 3.0]}, 0, False, True)  # early: keeps its last value
+    steps, values = curve_of([*runs, stopped, dataclasses.replace(stopped, diverged=True)], "x")
+    assert steps == [1, 3, 5, 9]
+    np.testing.assert_allclose(values, [[1, 3, 5, 9], [1, 3, 5, 9], [1, 3, 3, 3]])
+    assert curve_of([], "x")[0] == []
 
   def test_trials_of_track_b_fill_their_ranges_evenly(self):
     spaces = {"learning_rate": Range(1e-4, 1e-1), "b2": Range(0.9, 0.999, "complement"), "x": Range(-1, 1, "linear")}
@@ -441,7 +452,7 @@ class TestCompare:
       calls.append(1)
       return optax.sgd(learning_rate)
 
-    options = {"learning_rates": [0.01, 0.1], "seeds": 2, "out": tmp_path, "single_rate": 1e30}
+    options = {"learning_rates": np.array([0.01, 0.1]), "seeds": 2, "out": tmp_path, "single_rate": 1e30}
     arms = {"sgd": make}
     first = self.compare(arms, **options)
     stored = (tmp_path / "finished.jsonl").read_text()
@@ -514,17 +525,22 @@ class TestCompare:
     assert steps_to_target(found, "adam") == (6, 0)
     lines = found.summary().splitlines()
     # Best checkpoints 1 and 7, last values 5 and 7. Ranks: 1.5 with adam at seed 0, 2, then 2.5 among the diverged.
-    assert (
-      "| other | 0.1 | 1 | 4 (1 of 3 diverged) | 6 (1 of 3 diverged) | 2.0 | > 6 (2 of 3 censored) | 0.00 |" in lines
-    )
-    assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | 6 | 0.00 |" in lines
+    assert "| other | 0.1 | 1 | 4 (1 of 3 diverged) | 6 (1 of 3 diverged) | 2.0 | never in 2 of 3 | ≥ 0.00 |" in lines
+    assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | 6 | ≥ 0.00 |" in lines
     assert "| none | none eligible | 1 | – | – | 2.8 | – | – |" in lines
     assert "| other | adam | +2.5 | +0 to +5 | – | – | 1 of 3 diverged (baseline 0) |" in lines
+    assert list(found.tuned) == [("other", "adam")]  # what never ran is not called diverged
+    found.thinned = True
+    assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | – | ≥ 0.00 |" in found.summary().splitlines()
 
   BAD_INPUT = (
     ({"optimizers": ["adamm"]}, "Unknown optimizer 'adamm'; the known ones are adam, adamw"),
     ({"optimizers": []}, "at least one name"),
     ({"optimizers": {"sgd": lambda rate: 3}}, "optimizer 'sgd' could not be built"),
+    (
+      {"optimizers": {"half": lambda rate: optax.sgd(rate / 2)}, "protocol": Protocol(8, 4, schedule="cosine")},
+      "optimizer 'half' could not be built",
+    ),
     ({"learning_rates": []}, "empty grid"),
     ({"learning_rates": [0.1, -1]}, "finite numbers above 0"),
     ({"points": 0}, "at least 1 point"),
@@ -551,6 +567,10 @@ class TestCompare:
     monkeypatch.setattr(Runner, "run", lambda *args: pytest.fail("a run began"))
     with pytest.raises((TypeError, ValueError), match=message):
       self.compare(**{"optimizers": ["sgd"]} | changes)
+
+  def test_a_changed_schedule_is_another_experiment(self):
+    of = lambda warmup: fingerprint(toy(), Protocol(100, 10, schedule=warmup_cosine(100, warmup)))
+    assert of(10) == of(10) != of(20)
 
   @pytest.mark.parametrize(
     ("options", "message"),

@@ -11,7 +11,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import optax_ext
-from optax_ext import one_pass
+from optax_ext import kernels, one_pass
 from optax_ext.fused import Applied, update_and_apply
 from optax_ext.kernels import block_of
 
@@ -192,6 +192,26 @@ def test_blocks_hold_whole_vectors():
   ):
     assert reason in cut(shape, along)
   assert "float16" in cut((128, 128), (0,), jnp.float16)
+
+
+def test_blocks_fit_on_a_small_chip(monkeypatch):
+  """Of v4, whose memory holds no 128 vectors of 4096; shorter ones it does."""
+  leaf = lambda *shape: [jax.ShapeDtypeStruct(shape, jnp.float32)] * 3
+  monkeypatch.setattr(kernels, "on_chip", lambda: 12 * 2**20)
+  assert "do not fit on the chip" in block_of(*leaf(4096, 4096), (0,))
+  assert block_of(*leaf(512, 1024), (0,)) == ((512, 1024), (512, 512))
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
+def test_a_mesh_outside_of_shard_map_falls_back(kind):
+  params = {"out": PARAMS["out"]}
+  tx, plain = (optax_ext.nd_adam(1e-3, axes=(1,), kernel=kernel) for kernel in ("interpret", None))
+  want = update_and_apply(plain, params, plain.init(params), params)
+  mesh = jax.make_mesh((2,), ("model",), axis_types=(kind,), devices=jax.devices()[:2])
+  reason = r"'out': .*'model': 2.* splits it, and a kernel sees whole arrays only"
+  with jax.set_mesh(mesh), pytest.warns(UserWarning, match=reason):
+    got = jax.jit(lambda: update_and_apply(tx, params, tx.init(params), params))()
+  assert_close(got, want, 1e-6)
 
 
 def test_kernel_inside_shard_map():

@@ -233,7 +233,7 @@ def test_the_report_says_what_the_runs_say(tmp_path):
   p = 2 * scipy.stats.t.sf(0.01 / math.sqrt((1 + 0.98**2) * variance / 30), 58)
   assert f"| multiplicative, as published | 0.4900 | 0.0010 | 2 | +2.00% [+2.00, +2.00] | {p:.1g} | +2.07% |" in text
   assert "| adamax | 0.5250 | 0.0011 | 2 | -5.00% [-5.00, -5.00] |" in text
-  assert "- multiplicative, as published, against Adam at the same scale: +0.00% [+0.00, +0.00], no difference" in text
+  assert "- multiplicative, as published, against Adam at the same scale: +0.00% [+0.00, +0.00], identical" in text
   assert "- additive, as published, against Adam at the same scale: +0.00%" in text
   depth = next(line for line in text.splitlines() if line.startswith("| depth, as published |"))
   low, high = map(float, depth[depth.index("[") + 1 : depth.index("]")].split(", "))

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import jitted
+from support import enable_x64, jitted
 
 import optax_ext
 from optax_ext import codes
@@ -325,6 +325,25 @@ def test_narrow_parameters_and_half_a_tree():
   assert jax.tree.map(lambda a: a.dtype, updates) == jax.tree.map(lambda a: a.dtype, params)
   assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.codes[0].mu)} == {"int8", "complex64"}
+
+
+def test_updates_have_the_dtypes_of_their_parameters():
+  """Those of moments in float32 would be float32: `apply_if_finite` compares them with zeros like the gradients."""
+  params = {"a": jnp.ones((64, 64), jnp.bfloat16)}
+  tx = optax.apply_if_finite(quantize_state(optax.adam(1e-2)), 3)
+  updates, _ = jitted(tx.update)(params, jitted(tx.init)(params), params)
+  assert updates["a"].dtype == jnp.bfloat16
+
+
+def test_float64():
+  """Of moments in float64 the codes are those of float32."""
+  with enable_x64(True):
+    tx, grads = quantize_state(optax.adam(1e-2)), {"a": np.random.default_rng(0).normal(size=(64, 64))}
+    of = lambda dtype: jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), grads)
+    (wide, state), (_, narrow) = (jitted(tx.update)(of(t), jitted(tx.init)(of(t))) for t in (jnp.float64, jnp.float32))
+    assert wide["a"].dtype == jnp.float64
+    for a, b in zip(*(jax.tree.leaves(s.codes[0].mu) for s in (state, narrow)), strict=True):
+      assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-2
 
 
 def test_what_is_refused():

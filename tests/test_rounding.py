@@ -155,6 +155,21 @@ def test_a_bfloat16_second_moment_converges():
   assert np.abs(final["stochastic"] / 9 - 1).max() < 0.25
 
 
+def test_nd_adams_large_leaves_take_it():
+  """They have steps of their own: the mean is a neighbour of what float32 keeps, and no kernel serves them."""
+  params = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)) / 16, jnp.float32)}
+  grads = jax.tree.map(lambda w: w**2 + 1, params)
+  make = lambda **kwargs: optax_ext.nd_adam(1e-2, kernel="interpret", **kwargs)
+  rounded, exact = make(mu_dtype=BF16, rounding=stochastic(0)), make()
+  step = lambda tx: optax.tree.get(jax.jit(tx.update)(grads, tx.init(params), params)[1], "mu")["a"]
+  got, want = (np.asarray(step(tx), np.float32) for tx in (rounded, exact))
+  assert np.all(np.abs(got - want) < 2.0**-7 * np.abs(want))
+  assert np.any(np.abs(got - want) > 2.0**-9 * np.abs(want))  # further than the nearest
+  assert abs(np.mean(got - want)) < 5 * np.std(got - want) / 256
+  with pytest.warns(UserWarning, match="'a': its moments are rounded stochastically"):
+    jax.eval_shape(lambda: optax_ext.update_and_apply(rounded, grads, rounded.init(params), params))
+
+
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam", "nd_adam"])
 def test_optimizers_take_it(name):
   """Within rounding of float32 moments; also under inject_hyperparams, which must not take it for a schedule."""

@@ -65,7 +65,7 @@ def text(small: bool) -> tuple[Problem, Protocol]:
 def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("--problem", default="images", choices=["images", "text"], help="what is trained (images)")
-  options = parser.parse_args(arguments)
+  options = laboratory.parse(parser, arguments)
   problem, protocol = {"images": images, "text": text}[options.problem](options.slice)
   seeds = 5 if options.problem == "images" else 3
   size = (

@@ -101,7 +101,7 @@ def main(arguments: list[str] | None = None) -> None:
   parser.add_argument("part", choices=["published", "fair"])
   parser.add_argument("--network", default="64-32", choices=CALIFORNIA, help="hidden layers (64-32)")
   parser.add_argument("--own-init", action="store_true", help="published: an initialisation of its own for each seed")
-  options = parser.parse_args(arguments)
+  options = laboratory.parse(parser, arguments)
   {"published": published, "fair": fair}[options.part](options)
 
 

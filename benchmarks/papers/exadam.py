@@ -43,7 +43,7 @@ def problem_and_protocol(small: bool, full: bool) -> tuple[Problem, Protocol]:
 def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("--full", action="store_true", help="the paper's size")
-  options = parser.parse_args(arguments)
+  options = laboratory.parse(parser, arguments)
   problem, protocol = problem_and_protocol(options.slice, options.full)
   size = {"points": 1, "tuning_seeds": 1, "seeds": 2} if options.slice else {"points": 5, "tuning_seeds": 1, "seeds": 3}
   arms = ["adam", "adamw", "exadam", "exadam_nolog", "sgd", *RIVALS]

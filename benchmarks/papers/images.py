@@ -20,7 +20,7 @@ CENTRES = {"adadelta": 1.0, "rmsprop": 1e-3}  # optax's other optimizers in EXAd
 def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("--schedule", default="cosine", choices=["cosine", "constant"], help="of the rate (cosine)")
-  options = parser.parse_args(arguments)
+  options = laboratory.parse(parser, arguments)
   problem = fashion_mnist(examples=(256, 128, 128) if options.slice else (10_000, 2_000, 10_000))
   rivals = [Optimizer(name, named(name, problem).make, centre) for name, centre in CENTRES.items()]
   names = ["adam", "adamw", "sgd", "exadam", "exadam_nolog"]

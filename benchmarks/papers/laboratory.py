@@ -23,8 +23,17 @@ def parser(description: str | None) -> argparse.ArgumentParser:
   """The options of every experiment."""
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--slice", action="store_true", help="a tiny part of the data, of the runs and of their steps")
-  parser.add_argument("--out", type=pathlib.Path, default=RESULTS, help="folder of the results, which it goes on with")
+  parser.add_argument("--out", type=pathlib.Path, help="folder of the results, which it goes on with (results/papers)")
   return parser
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+  """The options; a slice needs a folder of its own, as the report would take it for the experiment."""
+  options = parser.parse_args(arguments)
+  if options.slice and not options.out:
+    parser.error("--slice needs --out, a folder of its own: the report would take a slice for the experiment.")
+  options.out = options.out or RESULTS
+  return options
 
 
 def share_cores() -> None:

@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("part", choices=["tuned", "claims"])
   parser.add_argument("--logits", default="plain", choices=["plain", "batch_norm", "l2"], help="of tuned (plain)")
-  options = parser.parse_args(arguments)
+  options = laboratory.parse(parser, arguments)
   {"tuned": compare_tuned, "claims": claims}[options.part](options)
 
 

@@ -59,10 +59,13 @@ class Pages:
     return json.loads(path.read_text("utf-8")) if path.exists() else []
 
   def verdict(self, name: str, optimizer: str, baseline: str, comparison: str) -> str:
-    """One of them in a cell of a table; `comparison` is "tuned" or "at one rate"."""
+    """One of them in a cell of a table, in % of the baseline; `comparison` is "tuned" or "at one rate"."""
     wanted = (optimizer, baseline, comparison)
-    found = (of for of in self.differences(name) if (of["optimizer"], of["baseline"], of["comparison"]) == wanted)
-    return next(map(in_words, found), "not run yet")
+    for of in self.differences(name):
+      if (of["optimizer"], of["baseline"], of["comparison"]) == wanted:
+        numbers = [of[key] for key in ("mean", "low", "high", "baseline_mean")]
+        return of["verdict"] if None in numbers else f"{percent(*numbers)}, {of['verdict']}"
+    return "not run yet"
 
   def verdicts(self, name: str, optimizers: Iterable[str]) -> list[str]:
     """A sentence for each difference of these optimizers from their baselines."""
@@ -93,6 +96,12 @@ class Pages:
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
   """Markdown; the first row is the header."""
   return [f"| {' | '.join(row)} |" for row in (rows[0], ["---"] * len(rows[0]), *rows[1:])] + [""]
+
+
+def percent(mean: float, low: float, high: float, reference: float) -> str:
+  """A difference and its interval as an improvement in % of `reference`, which is positive where the value is lower."""
+  middle, least, most = (0 - 100 * value / reference for value in (mean, high, low))
+  return f"{middle:+.2f}% [{least:+.2f}, {most:+.2f}]"
 
 
 def in_words(difference: dict[str, Any]) -> str:

@@ -53,6 +53,13 @@ SHARDED = {
   "caadam, output split, state split": Sharded(
     "caadam, additive", P(None, "model"), {"all-gather": 4}, state=P("data", "model")
   ),
+  "exadam, bfloat16 moments, both split": Sharded("exadam, bfloat16 moments", P("data", "model"), NOTHING),
+  # Rows of the last axis have one scale each: where chips hold parts of a row, they exchange its maxima.
+  "exadam, 8 bits, input split": Sharded("exadam, 8 bits, a scale per row", P("data"), NOTHING),
+  "exadam, 8 bits, output split": Sharded("exadam, 8 bits, a scale per row", P(None, "model"), {"all-reduce": 1}),
+  "exadam, 8 bits, blocks along the input, output split": Sharded(
+    "exadam, 8 bits, blocks of 128 along axis -2", P(None, "model"), NOTHING
+  ),
   "nd_adam, state split along the output": Sharded("nd_adam", P(), {"all-gather": 4}, state=P(None, "data")),
   "nd_adam, output split": Sharded("nd_adam", P(None, "model"), NOTHING),
   "nd_adam, input split": Sharded("nd_adam", P("data"), {"all-reduce": 2}),

@@ -21,9 +21,9 @@ Costs = dict[str, dict[str, Cost]]  # by case, then by target
 EXPLANATION = """\
 Bytes of device memory that one donated step (update and apply) reads and writes for each parameter; 4 weights of
 4096 × 4096, float32 parameters and gradients. Read off the compiled programs: for TPUs XLA's own "bytes accessed", for
-the H100 the operands and results of all scheduled instructions. "Least" is every argument once and every result once,
-what a single pass moves; "state" is what the optimizer keeps. All of the donated memory is used again in every program
-(but for the 4 bytes of an injected learning rate).
+the H100 and for steps with a kernel the operands and results of all scheduled instructions (a kernel is taken to read
+what it is given once, as these do). "Least" is every argument once and every result once, what a single pass moves;
+"state" is what the optimizer keeps. Of the donated memory at most {wasted} bytes are not used again.
 """
 SHARDED_EXPLANATION = """\
 The same steps on 2 × 2 chips of TPU v5e: what the chips exchange, and the part of the optimizer's state on each.
@@ -92,7 +92,14 @@ def main() -> None:
     print(traffic_table(costs, options.targets))
     return
   title = heading("Memory traffic of one step", "compiled ahead of time")
-  sections = [title, EXPLANATION, traffic_table(costs, options.targets), SHARDED_EXPLANATION, sharded_table()]
+  wasted = max(cost.wasted for of_case in costs.values() for cost in of_case.values())
+  sections = [
+    title,
+    EXPLANATION.format(wasted=wasted),
+    traffic_table(costs, options.targets),
+    SHARDED_EXPLANATION,
+    sharded_table(),
+  ]
   write("traffic.md", *(section.strip() for section in sections))
   draw(costs, RESULTS / "traffic.png")
 

@@ -1,7 +1,6 @@
 """`compare`: tune every optimizer alike, then report all of them on fresh seeds."""
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
@@ -56,6 +55,7 @@ class Comparison:
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
     batching: "map", "vmap" or "step".
+    thinned: Whether only some evaluations of each run were kept.
   """
 
   problem: Problem
@@ -68,6 +68,7 @@ class Comparison:
   tuned: dict[tuple[str, str], Difference]
   at_one_rate: dict[tuple[str, str], Difference]
   batching: str
+  thinned: bool = False
 
   def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
     """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""
@@ -145,7 +146,7 @@ def compare(
     devices: That share the runs; by default all local ones.
     out: A folder for the results; an interrupted comparison continues from what is in it.
     curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
-      them; `None` for all. Steps to target are then counted in these.
+      them; `None` for all. Steps to target are told from all evaluations alone.
     progress: Whether to show a live line.
 
   Returns:
@@ -166,14 +167,15 @@ def compare(
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
   check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
-  check_optimizers(all_arms.values(), params)
+  check_optimizers(all_arms.values(), params, protocol.shape())
   store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
 
-  rates = {name: learning_rates or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
-  if learning_rates and len(learning_rates) > 1:
-    ratio = sorted(learning_rates)[1] / sorted(learning_rates)[0]
+  given = sorted(map(float, learning_rates)) if learning_rates is not None else []
+  rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
+  if len(given) > 1:
+    ratio = given[1] / given[0]
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
@@ -199,7 +201,17 @@ def compare(
         arm.single = report([{"learning_rate": single_rate}])[0]
 
   comparison = Comparison(
-    problem, protocol, arms, reporting, tuning, single_rate or None, margin, {}, {}, laboratory.batching
+    problem,
+    protocol,
+    arms,
+    reporting,
+    tuning,
+    single_rate or None,
+    margin,
+    {},
+    {},
+    laboratory.batching,
+    bool(curve_points),
   )
   comparison.tuned = differences(comparison, single=False)
   comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}
@@ -236,7 +248,11 @@ class Laboratory:
       missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
       if missing:
         runner = self._runner(name)
-        keep = functools.partial(self.store.add, name, with_test=with_test)
+
+        def keep(finished: Sequence[Result]) -> None:
+          self.store.add(name, finished, with_test)
+          self.progress.more(sum(result.steps[-1] - self.protocol.steps for result in finished))  # stopped early
+
         runner.run(missing, with_test, self.progress.add, keep)
         self.batching = runner.batching  # what "auto" chose serves all
       self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
@@ -285,8 +301,9 @@ def _baseline_names(optimizers: Mapping[str, Optimizer]) -> list[str]:
 
 
 def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], Difference]:
-  """Each optimizer against its baselines, with p-values adjusted for all of them."""
-  pairs = [(name, baseline) for name in comparison.arms for baseline in comparison.baselines(name)]
+  """Each optimizer against its baselines where both have runs, with p-values adjusted for all of them."""
+  ran = [name for name, arm in comparison.arms.items() if single or arm.search.best is not None]
+  pairs = [(name, baseline) for name in ran for baseline in comparison.baselines(name) if baseline in ran]
   badness = lambda name: [comparison.problem.badness(v) for v in comparison.values(name, single=single)]
   differences = [paired(badness(name), badness(baseline), comparison.margin) for name, baseline in pairs]
   return dict(zip(pairs, adjust(differences), strict=True))

@@ -75,15 +75,17 @@ def edge(best: float, rates: Sequence[float]) -> int:
   return 0 if len(rates) == 1 else (best == max(rates)) - (best == min(rates))
 
 
-def width(badness: Mapping[float, float], best: float, margin: float) -> float:
+def width(badness: Mapping[float, float], best: float, margin: float) -> tuple[float, bool]:
   """Decades of learning rate around the best where the metric is within `margin` (relative) of the best.
+
+  And whether it still is at an end of the grid, so that there may be more of them.
 
   Between two grid points the metric is interpolated linearly in the logarithm of the rate. Where the range reaches the
   end of the grid, or a rate that is not eligible, it ends there.
   """
   rates = sorted(badness)
   limit = badness[best] + margin * abs(badness[best])
-  place, decades = rates.index(best), 0.0
+  place, decades, open_ended = rates.index(best), 0.0, False
   for side in (rates[place:], rates[place::-1]):
     for inner, outer in itertools.pairwise(side):
       step = abs(math.log10(outer / inner))
@@ -93,4 +95,6 @@ def width(badness: Mapping[float, float], best: float, margin: float) -> float:
       if math.isfinite(badness[outer]):
         decades += step * (limit - badness[inner]) / (badness[outer] - badness[inner])
       break
-  return float(np.round(decades, 12))
+    else:
+      open_ended = True
+  return float(np.round(decades, 12)), open_ended

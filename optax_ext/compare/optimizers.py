@@ -8,6 +8,7 @@ import jax
 import optax
 
 from optax_ext.compare.grid import Range
+from optax_ext.compare.protocol import Shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,8 +46,13 @@ class Optimizer:
     return optax.with_extra_args_support(self.make(learning_rate, **settings))
 
 
-def check_optimizers(optimizers: Iterable[Optimizer], params: Any) -> None:
+def check_optimizers(optimizers: Iterable[Optimizer], params: Any, shape: Shape | None = None) -> None:
   """Raises unless each can be built and updates parameters like `params`. Computes nothing.
+
+  Args:
+    optimizers: Which.
+    params: The parameters; shapes and dtypes do.
+    shape: The schedule of the protocol.
 
   Raises:
     TypeError, ValueError: which optimizer fails, and why.
@@ -55,7 +61,8 @@ def check_optimizers(optimizers: Iterable[Optimizer], params: Any) -> None:
 
     def once(rate: jax.Array, params: Any, optimizer: Optimizer = optimizer) -> Any:
       settings = {name: rate + space.low for name, space in optimizer.space.items()}
-      tx = optimizer.build({"learning_rate": rate, **settings})
+      tx = optimizer.build({"learning_rate": rate, **settings}, 1.0, shape)
+      params = optimizer.prepare(params) if optimizer.prepare else params
       state = tx.init(params)
       updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=lambda params: rate)
       return optax.apply_updates(params, updates), state, new_state

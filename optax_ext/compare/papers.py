@@ -96,7 +96,7 @@ def fashion_mnist(
     examples: Training and validation images (of the original's training images) and test images.
   """
   if logits not in ("plain", "batch_norm", "l2"):
-    raise ValueError(f"logits must be 'plain', 'batch norm' or 'l2', but was {logits!r}.")
+    raise ValueError(f"logits must be 'plain', 'batch_norm' or 'l2', but was {logits!r}.")
   rest, test = data.fashion_mnist()
   train, validation, _ = split(labelled(*rest), *examples[:2])
   test = {name: part[: examples[2]] for name, part in labelled(*test).items()}

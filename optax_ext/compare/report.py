@@ -11,8 +11,9 @@ import numpy as np
 
 from optax_ext.compare.experiment import Comparison
 from optax_ext.compare.grid import width
+from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result
-from optax_ext.compare.statistics import Difference, mean_ranks, steps_to
+from optax_ext.compare.statistics import ENOUGH, Difference, mean_ranks, steps_to
 from optax_ext.compare.store import check_folder
 from optax_ext.compare.tuning import value_of
 
@@ -76,9 +77,10 @@ def summary(comparison: Comparison) -> str:
   lines = [
     f"# {problem.name}: {', '.join(comparison.arms)}",
     "",
-    f"Test {problem.metric} ({better} is better) {where}; {protocol.steps} steps of {problem.batch_size} examples, "
-    f"evaluated every {protocol.evaluate_every}, {schedule} learning rate. Each optimizer was tuned on the "
-    f"validation data with {len(comparison.tuning_seeds)} seeds, and reported with {len(comparison.seeds)} fresh ones.",
+    f"Test {problem.metric} ({better} is better) {where}; at most {protocol.steps} steps of {problem.batch_size} "
+    f"examples, evaluated every {protocol.evaluate_every}, {schedule} learning rate{_stopping(protocol)}. Each "
+    f"optimizer was tuned on the validation data with {len(comparison.tuning_seeds)} seeds, and reported with "
+    f"{len(comparison.seeds)} fresh ones.",
     "",
     "## Each at its best learning rate",
     "",
@@ -102,22 +104,38 @@ def summary(comparison: Comparison) -> str:
     "",
     "- A difference is the optimizer's value less its baseline's on the same seed, with a 95% bootstrap interval over "
     "seeds. p is of the paired t test, adjusted by Holm over this table; Welch's is beside it for comparison with "
-    "papers. Below 5 seeds there is no p.",
+    f"papers. Below {ENOUGH} seeds there is no p, and the interval, which lies between the least and the most, covers "
+    "less than 95% (of 3 seeds at most 75%).",
     f"- equal: two one-sided tests and the interval put the difference inside ±{comparison.margin:.2%} of the "
-    "baseline. undecided: neither that nor a difference could be shown. identical: every seed gave the same value.",
+    "baseline, each at 5% and not adjusted. undecided: neither that nor a difference could be shown. identical: every "
+    "seed gave the same value.",
     "- A diverged run (loss or metric not finite) counts as worst in ranks and in steps to target; a mean beside `k of "
     "n diverged` is of the survivors alone.",
-    "- steps to target: the median over seeds of the steps to the tuned baseline's best validation value on that seed; "
-    "a run that never gets there is censored.",
-    f"- width: decades of learning rate within {WIDTH_MARGIN:.0%} of the best mean validation value. edge: the best "
-    "rate is the last one tried on its side, so a better one may lie beyond.",
+    "- steps to target: the median over seeds of the steps to the best validation value of the optimizer's own tuned "
+    "baseline on that seed (of a baseline: to its own); never: censored at the run's end, which may be early. – where "
+    "only some evaluations of each run were kept.",
+    f"- width: decades of learning rate within {WIDTH_MARGIN:.0%} of the best mean validation value; ≥ where that "
+    "holds at an end of the grid. edge: the best rate is the last one tried on its side, so that a better one may lie "
+    "beyond.",
     *notes,
   ]
   return "\n".join(lines) + "\n"
 
 
+def _stopping(protocol: Protocol) -> str:
+  """What may end a run early, or lower its learning rate."""
+  early, plateau = protocol.early_stopping, protocol.plateau
+  stopping = f", stopped after {early.patience} evaluations without improvement" if early else ""
+  return stopping + (f", rate × {plateau.factor} after {plateau.patience} without one" if plateau else "")
+
+
 def steps_to_target(comparison: Comparison, name: str) -> tuple[float, int]:
-  """The median over seeds of the steps to the baseline's best validation value, and how many were censored."""
+  """The median over seeds of the steps to the baseline's best validation value, and how many were censored.
+
+  NaN where only some evaluations were kept: the baseline's best is among them, a rival's first that is as good is not.
+  """
+  if comparison.thinned:
+    return math.nan, 0
   baseline = next(iter(comparison.baselines(name)), name)
   of_baseline = comparison.arms[baseline].reported
   curve = lambda result: [
@@ -151,11 +169,14 @@ def _optimizer_rows(comparison: Comparison) -> list[list[str]]:
     rate = f"{best['learning_rate']:.3g}" + (" (edge)" if arm.search.at_edge else "")
     rate += "".join(f", {key} {value:.4g}" for key, value in best.items() if key != "learning_rate")
     median, censored = steps_to_target(comparison, name)
-    target = f"> {comparison.protocol.steps}" if math.isinf(median) else f"{median:.0f}"
-    target += f" ({censored} of {len(arm.reported)} censored)" if censored else ""
+    never = f"never in {censored} of {len(arm.reported)}"
+    target = "–" if math.isnan(median) else never if math.isinf(median) else f"{median:.0f}"
+    target += f" ({never})" if censored and math.isfinite(median) else ""
     tuned_rate_alone = len(best) == 1
-    decades = width(arm.search.by_rate, best["learning_rate"], WIDTH_MARGIN) if tuned_rate_alone else math.nan
-    span = "–" if math.isnan(decades) else ("≥ " if arm.search.at_edge else "") + f"{decades:.2f}"
+    span = "–"
+    if tuned_rate_alone:
+      decades, open_ended = width(arm.search.by_rate, best["learning_rate"], WIDTH_MARGIN)
+      span = ("≥ " if open_ended else "") + f"{decades:.2f}"
     values = [mean_of_survivors(values) for values in (of(best_protocol), of(last_protocol))]
     table.append([name, rate, str(len(arm.search.trials)), *values, f"{rank:.1f}", target, span])
   return table
@@ -196,8 +217,6 @@ def _without_nan(content: Any) -> Any:
 def curve_of(results: list[Result], curve: str) -> tuple[list[int], np.ndarray]:
   """Steps, and a curve of each run that did not diverge; runs that stopped early keep their last value."""
   alive = [result for result in results if not result.diverged]
-  if not alive:
-    return [], np.empty((0, 0))
-  longest = max(alive, key=lambda result: len(result.steps)).steps
-  padded = [r.curves[curve] + [r.curves[curve][-1]] * (len(longest) - len(r.steps)) for r in alive]
-  return longest, np.array(padded)
+  steps = sorted({step for result in alive for step in result.steps})
+  # Runs of which only some evaluations were kept have steps of their own: between two of them the curve is a line.
+  return steps, np.array([np.interp(steps, result.steps, result.curves[curve]) for result in alive])

@@ -25,6 +25,7 @@ class Difference:
     welch_p: Of Welch's t test of the same values, which ignores the pairing, as papers do.
     equal_p: Of two one-sided paired t tests that the mean difference is inside ± `margin`; the larger of their p.
     margin: What counts as equal, in units of the values.
+    baseline_mean: Of the baseline's values in these pairs.
     pairs: In which neither diverged.
     diverged: Of the optimizer's runs.
     baseline_diverged: Of the baseline's runs.
@@ -40,6 +41,7 @@ class Difference:
   welch_p: float | None
   equal_p: float | None
   margin: float
+  baseline_mean: float
   pairs: int
   diverged: int
   baseline_diverged: int
@@ -80,7 +82,8 @@ def paired(values: Sequence[float], baseline: Sequence[float], relative_margin: 
   difference = (a - b)[both]
   all_finite = bool(both.all())
   identical = all_finite and not difference.any()
-  margin = relative_margin * abs(float(np.mean(b[both]))) if both.any() else math.nan
+  baseline_mean = float(np.mean(b[both])) if both.any() else math.nan
+  margin = relative_margin * abs(baseline_mean)
   low, high = bootstrap_interval(difference)
   p = welch_p = equal_p = None
   if all_finite and len(a) >= ENOUGH and not identical:
@@ -95,6 +98,7 @@ def paired(values: Sequence[float], baseline: Sequence[float], relative_margin: 
     welch_p=welch_p,
     equal_p=equal_p,
     margin=margin,
+    baseline_mean=baseline_mean,
     pairs=int(both.sum()),
     diverged=int((~np.isfinite(a)).sum()),
     baseline_diverged=int((~np.isfinite(b)).sum()),

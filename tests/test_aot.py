@@ -70,6 +70,8 @@ def test_counter_of_traffic(speed, target):
 
 
 def test_collectives_are_counted(speed):
-  """An asynchronous one counts once, by its start."""
+  """An asynchronous one counts once, by its start; one that stands in several fusions once, by its channel."""
   text = "%a = f32[8]{0} all-reduce-start(%x)\n%b = f32[8]{0} all-reduce-done(%a)\n%c = f32[16]{0} all-gather(%b)"
   assert speed("traffic").collectives(text) == {"all-gather": 1, "all-reduce": 1}
+  text = "%a = f32[] all-gather(%x), channel_id=7\n%b = f32[] all-gather(%y), channel_id=7\n%c = f32[] all-gather(%z)"
+  assert speed("traffic").collectives(text) == {"all-gather": 2}

@@ -16,8 +16,9 @@ import scipy.stats
 from optax_ext import adamnx_gain, adax_gain
 from optax_ext.compare import Optimizer, Protocol, batches, data, keys
 from optax_ext.compare.bundled import load
-from optax_ext.compare.papers import california
+from optax_ext.compare.papers import california, cifar_10
 from optax_ext.compare.run import Result, Runner, Task
+from optax_ext.paths import by_path
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "papers"))
 import caadam
@@ -42,6 +43,10 @@ class TestData:
     codes = data.tiny_shakespeare()  # " ,.benort": 0 to 8
     assert codes.tolist()[:6] == [8, 6, 0, 3, 4, 1]
     assert data.california_housing()[0].shape == (20640, 8)
+    train, test = data.cifar_10()
+    assert (train.pixels.shape, test.pixels.shape) == ((100, 32, 32, 3), (20, 32, 32, 3))
+    assert train.labels.tolist() == [*range(10)] * 10
+    np.testing.assert_allclose(train.pixels[3, 0, :2, 1] * 255, [1024 % 251 + 3, 1025 % 251 + 3], rtol=1e-6)
 
   def test_what_is_missing_is_said_in_a_sentence(self, folder, monkeypatch):
     (folder / "tinyshakespeare.txt").unlink()
@@ -54,6 +59,7 @@ class TestData:
     for read, name in [
       (data.california_housing, "california_housing.npz"),
       (data.fashion_mnist, "fashion-mnist/train-images-idx3-ubyte.gz"),
+      (data.cifar_10, "cifar-10-binary.tar.gz"),
       (data.tiny_shakespeare, "tinyshakespeare.txt"),
     ]:
       with pytest.raises(ValueError, match=f"OSError: no network.: let OPTAX_EXT_DATA name a folder that holds {name}"):
@@ -87,6 +93,21 @@ def test_california_is_split_as_keras_does(folder):
   assert problem.hints["structure"].num_layers == 3
   one, other = (california(shared_init=True).init(keys(seed)[0]) for seed in (0, 1))
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
+
+
+def test_resnet_20(folder):
+  """He et al.'s 19 convolutions and a linear layer, of 0.27M parameters, and two projections."""
+  problem = cifar_10(examples=(80, 20, 20))
+  params, _ = jax.eval_shape(problem.init, keys(0)[0])
+  sizes = {path: leaf.size for path, leaf in by_path(params).items()}
+  kernels = 3 * 16 * 9 + 6 * 16 * 16 * 9 + (16 + 5 * 32) * 32 * 9 + (32 + 5 * 64) * 64 * 9
+  norms, output = 2 * (7 * 16 + 6 * 32 + 6 * 64), 650
+  assert sum(size for path, size in sizes.items() if "shortcut" not in path) == kernels + norms + output == 269_722
+  assert sum("conv" in path for path in sizes) == 19 + 2
+  assert problem.hints["structure"].num_layers == 20
+  assert (
+    jax.eval_shape(problem.metrics, *jax.eval_shape(problem.init, keys(0)[0]), problem.validation)["error"].shape == ()
+  )
 
 
 def test_published_factors_are_those_that_were_recorded(folder):
@@ -188,7 +209,9 @@ def test_a_run_equals_the_same_training_in_numpy(folder):
 
 
 def test_the_papers_problems_have_names():
-  with pytest.raises(ValueError, match=r"breast_cancer, california-64-32, .* fashion-mnist, shakespeare, or give"):
+  with pytest.raises(
+    ValueError, match=r"breast_cancer, california-64-32, .* fashion-mnist, cifar-10, shakespeare, or give"
+  ):
     load("mars")
 
 

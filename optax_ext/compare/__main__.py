@@ -11,7 +11,8 @@ from optax_ext.compare.names import NAMES
 from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
 
 PROBLEMS = (
-  "digits, mnist5k, breast_cancer, california-64-32 (and the papers' other networks), fashion-mnist, shakespeare"
+  "digits, mnist5k, breast_cancer, california-64-32 (and the papers' other networks), fashion-mnist, cifar-10, "
+  "shakespeare"
 )
 
 

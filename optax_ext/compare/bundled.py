@@ -99,12 +99,15 @@ def breast_cancer() -> Problem:
 
 def image_problem(
   name: str,
-  model: ConvNet,
+  model: nn.Module,
   parts: Sequence[dict[str, np.ndarray]],
   batch_size: int = 64,
   penalty: Callable[[jax.Array], Any] = lambda logits: 0.0,
 ) -> Problem:
-  """A classification problem with batch statistics, and perhaps with a penalty on the logits in training."""
+  """A classification problem with batch statistics, and perhaps with a penalty on the logits in training.
+
+  The model is of images and whether it trains; a batch norm follows each of its parameters `...conv/kernel`.
+  """
 
   def init(key: jax.Array) -> tuple[Any, Any]:
     variables = model.init(key, jnp.asarray(parts[0]["x"][:1]), training=False)
@@ -126,7 +129,7 @@ def image_problem(
     """The vectors of the units that a batch norm follows."""
     if path.endswith("conv/kernel"):
       return (0, 1, 2)
-    return (0,) if model.normalize_logits and path == "output/kernel" else None
+    return (0,) if getattr(model, "normalize_logits", False) and path == "output/kernel" else None
 
   hints = {"axes": axes, "normalised_units": True}
   return Problem(name, init, loss, metrics, *parts, batch_size=batch_size, has_state=True, hints=hints)

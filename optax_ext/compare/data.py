@@ -3,6 +3,8 @@
 import gzip
 import os
 import pathlib
+import re
+import tarfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,7 +16,7 @@ SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2d
 
 
 class Images(NamedTuple):
-  """Pixels in [0, 1], (examples, height, width, 1), and labels (examples,)."""
+  """Pixels in [0, 1], (examples, height, width, channels), and labels (examples,)."""
 
   pixels: np.ndarray
   labels: np.ndarray
@@ -44,6 +46,19 @@ def fashion_mnist() -> tuple[Images, Images]:
   if _file("fashion-mnist/train-images-idx3-ubyte.gz"):
     return _idx("train"), _idx("t10k")
   return _fetched("Fashion-MNIST", "fashion-mnist/train-images-idx3-ubyte.gz", _fetch_fashion_mnist)
+
+
+def cifar_10() -> tuple[Images, Images]:
+  """50,000 training and 10,000 test photographs, 32×32 in three colours, ten classes.
+
+  Raises:
+    ValueError: the data is neither in the folder nor can be fetched.
+  """
+  path = _file("cifar-10-binary.tar.gz")
+  if path:
+    with tarfile.open(path) as archive:
+      return _cifar_part(archive, r"data_batch_\d.bin"), _cifar_part(archive, "test_batch.bin")
+  return _fetched("CIFAR-10", "cifar-10-binary.tar.gz", _fetch_cifar_10)
 
 
 def tiny_shakespeare() -> np.ndarray:
@@ -83,8 +98,18 @@ def _idx(part: str) -> Images:
   return _images(read("images-idx3", 16), read("labels-idx1", 8))
 
 
-def _images(pixels: np.ndarray, labels: np.ndarray) -> Images:
-  return Images((np.asarray(pixels, np.float32) / 255).reshape(-1, 28, 28, 1), np.asarray(labels, np.int32))
+def _cifar_part(archive: tarfile.TarFile, pattern: str) -> Images:
+  """The files of a part, in order; each example is its label and 3×32×32 bytes."""
+  names = sorted(name for name in archive.getnames() if re.search(pattern, name))
+  files = [archive.extractfile(name) for name in names]
+  rows = np.concatenate([np.frombuffer(file.read(), np.uint8).reshape(-1, 3073) for file in files if file])
+  return _images(rows[:, 1:], rows[:, 0], (3, 32, 32))
+
+
+def _images(pixels: np.ndarray, labels: np.ndarray, shape: tuple[int, int, int] = (1, 28, 28)) -> Images:
+  """From rows of channels × height × width."""
+  images = (np.asarray(pixels, np.float32) / 255).reshape(-1, *shape)
+  return Images(np.moveaxis(images, 1, -1), np.asarray(labels, np.int32))
 
 
 def _fetched(what: str, name: str, fetch: Callable[[], Any]) -> Any:
@@ -115,11 +140,19 @@ def _fetch_california() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _fetch_fashion_mnist() -> tuple[Images, Images]:
+  return _from_openml("Fashion-MNIST", 60_000, (1, 28, 28))
+
+
+def _fetch_cifar_10() -> tuple[Images, Images]:
+  return _from_openml("CIFAR_10", 50_000, (3, 32, 32))
+
+
+def _from_openml(name: str, train: int, shape: tuple[int, int, int]) -> tuple[Images, Images]:
   from sklearn.datasets import fetch_openml
 
-  found: Any = fetch_openml("Fashion-MNIST", version=1, as_frame=False)
-  images = _images(found.data, found.target)
-  return Images(*(part[:60_000] for part in images)), Images(*(part[60_000:] for part in images))
+  found: Any = fetch_openml(name, version=1, as_frame=False)
+  images = _images(found.data, found.target, shape)
+  return Images(*(part[:train] for part in images)), Images(*(part[train:] for part in images))
 
 
 def _fetch_shakespeare() -> pathlib.Path:

@@ -1,4 +1,4 @@
-"""The papers' problems, at sizes that a laptop trains: California Housing, Fashion-MNIST, tiny Shakespeare.
+"""The papers' problems, at sizes that a laptop trains: California Housing, Fashion-MNIST, tiny Shakespeare; CIFAR-10.
 
 Like `names`, this file knows the rest of the library: CaAdam wants the traced structure of a network.
 """
@@ -81,11 +81,37 @@ def california(hidden: str = "64-32", shared_init: bool = False, examples: int |
   return Problem(f"california-{hidden}", init, loss, metrics, *parts, batch_size=128, filler=True, hints=hints)
 
 
+class ResNet(nn.Module):
+  """ResNet-20 for small images: a convolution, nine pairs of them in three stages, a linear layer; 0.27M parameters.
+
+  He et al., `Deep Residual Learning for Image Recognition <https://arxiv.org/abs/1512.03385>`_, 2016; with projections
+  where a stage begins.
+  """
+
+  @nn.compact
+  def __call__(self, pixels: jax.Array, training: bool) -> jax.Array:
+    """Logits of ten classes."""
+
+    def layer(x: jax.Array, name: str, features: int, size: int = 3, strides: int = 1) -> jax.Array:
+      x = nn.Conv(features, (size, size), strides, use_bias=False, name=f"{name}_conv")(x)
+      return nn.BatchNorm(not training, momentum=0.9, name=f"{name}_norm")(x)
+
+    x = nn.relu(layer(pixels, "stem", 16))
+    for stage, features in enumerate((16, 32, 64)):
+      for block in range(3):
+        name, strides = f"stage_{stage}_block_{block}", 2 if stage and not block else 1
+        y = nn.relu(layer(x, f"{name}_first", features, strides=strides))
+        y = layer(y, f"{name}_second", features)
+        x = nn.relu(y + (layer(x, f"{name}_shortcut", features, 1, strides) if strides > 1 else x))
+    return nn.Dense(10, name="output")(x.mean(axis=(1, 2)))
+
+
 def fashion_mnist(
   logits: str = "plain",
   norm_scale: bool = True,
   batch_size: int = 64,
   examples: tuple[int, int, int] = (10_000, 2_000, 10_000),
+  model: nn.Module | None = None,
 ) -> Problem:
   """Images of clothes: four 3×3 convolutions with batch norm, 87,000 parameters.
 
@@ -94,18 +120,43 @@ def fashion_mnist(
     norm_scale: Whether batch norms have learnable scales.
     batch_size: Examples in a batch.
     examples: Training and validation images (of the original's training images) and test images.
+    model: Another network; `logits` and `norm_scale` are of the four convolutions.
   """
   if logits not in ("plain", "batch_norm", "l2"):
     raise ValueError(f"logits must be 'plain', 'batch_norm' or 'l2', but was {logits!r}.")
-  rest, test = data.fashion_mnist()
-  train, validation, _ = split(labelled(*rest), *examples[:2])
-  test = {name: part[: examples[2]] for name, part in labelled(*test).items()}
-  model = ConvNet((16, 32, 64, 64), (2, 1, 2, 2), norm_scale, normalize_logits=logits == "batch_norm")
+  model = model or ConvNet((16, 32, 64, 64), (2, 1, 2, 2), norm_scale, normalize_logits=logits == "batch_norm")
   penalty = l2_logits if logits == "l2" else lambda logits: 0.0
-  problem = image_problem("fashion-mnist", model, [train, validation, test], batch_size, penalty)
+  return _images("fashion-mnist", data.fashion_mnist(), model, batch_size, examples, penalty)
+
+
+def cifar_10(
+  batch_size: int = 64, examples: tuple[int, int, int] = (45_000, 5_000, 10_000), model: nn.Module | None = None
+) -> Problem:
+  """Small photographs, by a ResNet-20 without augmentation: for a GPU.
+
+  Args:
+    batch_size: Examples in a batch.
+    examples: Training and validation images (of the original's training images) and test images.
+    model: Another network.
+  """
+  return _images("cifar-10", data.cifar_10(), model or ResNet(), batch_size, examples)
+
+
+def _images(
+  name: str,
+  images: tuple[data.Images, data.Images],
+  model: nn.Module,
+  batch_size: int,
+  examples: tuple[int, int, int],
+  penalty: Callable[[jax.Array], Any] = lambda logits: 0.0,
+) -> Problem:
+  """Classification, judged by its error, with the structure of the traced network."""
+  train, validation, _ = split(labelled(*images[0]), *examples[:2])
+  test = {name: part[: examples[2]] for name, part in labelled(*images[1]).items()}
+  problem = image_problem(name, model, [train, validation, test], batch_size, penalty)
   params, state = jax.eval_shape(problem.init, jax.random.key(0))
   apply = lambda params, state, x: model.apply({"params": params, "batch_stats": state}, x, training=False)
-  structure = structure_from_model(apply, params, state, jax.ShapeDtypeStruct((1, 28, 28, 1), jnp.float32))
+  structure = structure_from_model(apply, params, state, jax.ShapeDtypeStruct((1, *train["x"].shape[1:]), jnp.float32))
   return dataclasses.replace(problem, metric="error", hints={**problem.hints, "structure": structure})
 
 
@@ -178,5 +229,6 @@ def shakespeare(model: GPT = GPT(), batch_size: int = 16, part: float = 0.1, hel
 PAPERS: dict[str, Callable[[], Problem]] = {
   **{f"california-{hidden}": functools.partial(california, hidden) for hidden in CALIFORNIA},
   "fashion-mnist": fashion_mnist,
+  "cifar-10": cifar_10,
   "shakespeare": shakespeare,
 }

@@ -6,7 +6,7 @@ float32 parameter, the least there is, where XLA's programs read the parameters 
 
 import inspect
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,26 +56,43 @@ def splitting_mesh() -> Any:
 def block_of(grad: Any, param: Any, mu: Any, along: tuple[int, ...]) -> Block | str:
   """How a leaf is cut into blocks of whole vectors: its shape as a matrix and that of a block; or why it cannot be."""
   shape, ndim = param.shape, param.ndim
-  dtypes = {str(leaf_dtype(leaf)) for leaf in (grad, param, mu)}
-  if not dtypes <= {"float32", "bfloat16"}:
-    return f"its dtypes are {', '.join(sorted(dtypes))}, and the kernel knows float32 and bfloat16"
   if ndim < 2 or along not in (tuple(range(ndim - 1)), (ndim - 1,)):
     return f"its vectors run along axes {along} of shape {shape}, and not along all but the last or the last alone"
+  if reason := unfit(grad, param, mu, sublanes=SUBLANES):
+    return reason
   rows, columns = math.prod(shape[:-1]), shape[-1]
-  if shape[-2] % SUBLANES or columns % LANES:
-    return f"the last two axes of its shape {shape} are not multiples of {SUBLANES} and {LANES}"
   down = along[0] == 0
+  vectors, elements, sizes = (columns, rows, (512, 256, LANES)) if down else (rows, columns, (256, 64, SUBLANES))
+  size = thickness(sizes, vectors, elements, COPIES)
+  if size is None:
+    return f"vectors of {elements} elements do not fit on the chip"
+  return (rows, columns), (rows, size) if down else (size, columns)
+
+
+def unfit(*leaves: Any, sublanes: int) -> str:
+  """Why no kernel can serve a leaf, that is its gradient, parameter and what else it reads; nothing where one can."""
+  shape, dtypes = leaves[0].shape, {str(leaf_dtype(leaf)) for leaf in leaves}
+  if not dtypes <= {"float32", "bfloat16"}:
+    return f"its dtypes are {', '.join(sorted(dtypes))}, and the kernel knows float32 and bfloat16"
+  if len(shape) < 2 or shape[-2] % sublanes or shape[-1] % LANES:
+    return f"the last two axes of its shape {shape} are not multiples of {sublanes} and {LANES}"
   if mesh := splitting_mesh():
     return f"{mesh} splits it, and a kernel sees whole arrays only: run the step inside jax.shard_map"
-  # The widest block of at most 2 MiB, or else the narrowest, that fits on the chip.
-  sizes = (512, 256, LANES) if down else (256, 64, SUBLANES)
+  return ""
+
+
+def thickness(sizes: Sequence[int], vectors: int, elements: int, copies: int) -> int | None:
+  """How many vectors make a block: the most within 2 MiB, or else the fewest, if so many copies fit on the chip."""
   for size in sizes:
-    block = (rows, size) if down else (size, columns)
-    nbytes = 4 * math.prod(block)
-    fits = COPIES * nbytes <= on_chip() and (nbytes <= 2**21 or size == sizes[-1])
-    if fits and (columns if down else rows) % size == 0:
-      return (rows, columns), block
-  return f"vectors of {math.prod(shape[i] for i in along)} elements do not fit on the chip"
+    nbytes = 4 * size * elements
+    if copies * nbytes <= on_chip() and (nbytes <= 2**21 or size == sizes[-1]) and vectors % size == 0:
+      return size
+  return None
+
+
+def compiler_params() -> Any:
+  """Blocks in any order, and as much of the chip's memory as they may take."""
+  return CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6)
 
 
 def step_in_order(
@@ -143,7 +160,7 @@ def kernel_step(
     out_specs=[whole, whole, one],
     out_shape=[described(x) for x in arrays],
     input_output_aliases={2: 0, 3: 1, 4: 2},
-    compiler_params=CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6),
+    compiler_params=compiler_params(),
     cost_estimate=pl.CostEstimate(
       flops=20 * grad.size,
       transcendentals=2 * nu.size,

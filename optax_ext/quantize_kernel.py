@@ -21,10 +21,9 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.extend.core import ClosedJaxpr, Literal
 
 from optax_ext.codes import CODES, decode, encode, in_blocks, largest_of, per_block, scale_for, scale_of
-from optax_ext.kernels import CompilerParams, described, on_chip, splitting_mesh
-from optax_ext.storage import leaf_dtype
+from optax_ext.kernels import compiler_params, described, thickness, unfit
 
-LANES, SUBLANES = 128, 32  # a tile of 8-bit numbers
+SUBLANES = 32  # rows of a tile of 8-bit numbers
 COPIES = 24  # float32 blocks on chip: four arrays, twice each (one computed, one in transit), and intermediate results
 ELEMENTWISE = {
   *("abs", "add", "and", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "div", "eq", "exp", "ge", "gt"),
@@ -145,22 +144,14 @@ def rows_of(grad: Any, param: Any, scale: Any) -> int:
     NotServedError: the leaf cannot be cut into blocks of whole rows.
   """
   shape, rows = param.shape, math.prod(param.shape[:-1])
-  dtypes = {str(leaf_dtype(leaf)) for leaf in (grad, param)}
-  if not dtypes <= {"float32", "bfloat16"}:
-    raise NotServedError(f"its dtypes are {', '.join(sorted(dtypes))}, and the kernel knows float32 and bfloat16")
   if scale.shape != (*shape[:-1], 1):
     raise NotServedError("it has not one scale for each row of the last axis")
-  if len(shape) < 2 or shape[-2] % SUBLANES or shape[-1] % LANES:
-    raise NotServedError(f"the last two axes of its shape {shape} are not multiples of {SUBLANES} and {LANES}")
-  if mesh := splitting_mesh():
-    raise NotServedError(f"{mesh} splits it, and a kernel sees whole arrays only: run the step inside jax.shard_map")
-  # The largest block of at most 2 MiB in float32, or else the smallest, that fits on the chip.
-  for block in (256, 128, 64, SUBLANES):
-    nbytes = 4 * block * shape[-1]
-    fits = COPIES * nbytes <= on_chip() and (nbytes <= 2**21 or block == SUBLANES)
-    if fits and rows % block == 0:
-      return block
-  raise NotServedError(f"rows of {shape[-1]} elements do not fit on the chip")
+  if reason := unfit(grad, param, sublanes=SUBLANES):
+    raise NotServedError(reason)
+  size = thickness((256, 128, 64, SUBLANES), rows, shape[-1], COPIES)
+  if size is None:
+    raise NotServedError(f"rows of {shape[-1]} elements do not fit on the chip")
+  return size
 
 
 def step_in_xla(
@@ -225,7 +216,7 @@ def step_in_kernel(
     out_specs=specs,
     out_shape=[described(x) for x in arrays],
     input_output_aliases={i + 2: i for i in range(len(arrays))},
-    compiler_params=CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6),
+    compiler_params=compiler_params(),
     cost_estimate=pl.CostEstimate(
       flops=100 * grad.size,
       transcendentals=2 * grad.size,

@@ -327,6 +327,7 @@ class TestTuning:
     values = [1 / 3 + abs(i - 6) for i in range(100)]
     result = Result({}, 0, list(range(1, 101)), {"validation/loss": values}, 6, False, False).thinned(4)
     assert result.steps == [1, 7, 34, 67, 100]
+    assert not result.complete
     assert result.steps[result.best] == 7
     assert result.curves["validation/loss"] == [6.33333, 0.333333, 27.3333, 60.3333, 93.3333]
 
@@ -530,7 +531,7 @@ class TestCompare:
     assert "| none | none eligible | 1 | – | – | 2.8 | – | – |" in lines
     assert "| other | adam | +2.5 | +0 to +5 | – | – | 1 of 3 diverged (baseline 0) |" in lines
     assert list(found.tuned) == [("other", "adam")]  # what never ran is not called diverged
-    found.thinned = True
+    adam.reported[0] = adam.reported[0].thinned(2)
     assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | – | ≥ 0.00 |" in found.summary().splitlines()
 
   BAD_INPUT = (

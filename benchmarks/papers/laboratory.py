@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,8 @@ from optax_ext.compare.run import Result
 from optax_ext.compare.store import Store, fingerprint
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "papers"
-CURVE_POINTS = 8  # evaluations kept of each run: enough for a picture
+FEW = 20  # evaluations of a run: all are kept
+ENOUGH = 8  # of more: enough for a picture
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
@@ -37,8 +39,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
 
 
 def share_cores() -> None:
-  """Makes every core a device of its own, before the first computation, so that runs share them."""
-  jax.config.update("jax_num_cpu_devices", os.cpu_count())
+  """Makes every core that this process may use a device of its own, before the first computation: runs share them."""
+  jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count())
 
 
 def report(
@@ -52,7 +54,7 @@ def report(
 ) -> dict[str, list[Result]]:
   """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
   with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
-    store = Store(folder, fingerprint(problem, protocol), CURVE_POINTS)
+    store = Store(folder, fingerprint(problem, protocol), kept(protocol))
     laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
     fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
     runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}
@@ -68,10 +70,15 @@ def tuned(
   **options: Any,
 ) -> Comparison:
   """`compare`, without its table of all curves, which `finished.jsonl` holds too."""
-  options |= {"batching": batching, "curve_points": CURVE_POINTS, "out": folder}
+  options |= {"batching": batching, "curve_points": kept(protocol), "out": folder}
   comparison = compare(problem, optimizers, protocol, **options)
   (folder / "runs.json").unlink()
   return comparison
+
+
+def kept(protocol: Protocol) -> int | None:
+  """How many evaluations of each run are kept; `None` for all."""
+  return None if protocol.evaluations <= FEW else ENOUGH
 
 
 def note(folder: pathlib.Path, **facts: Any) -> None:

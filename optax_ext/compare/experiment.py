@@ -55,7 +55,6 @@ class Comparison:
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
     batching: "map", "vmap" or "step".
-    thinned: Whether only some evaluations of each run were kept.
   """
 
   problem: Problem
@@ -68,7 +67,6 @@ class Comparison:
   tuned: dict[tuple[str, str], Difference]
   at_one_rate: dict[tuple[str, str], Difference]
   batching: str
-  thinned: bool = False
 
   def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
     """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""
@@ -211,7 +209,6 @@ def compare(
     {},
     {},
     laboratory.batching,
-    bool(curve_points),
   )
   comparison.tuned = differences(comparison, single=False)
   comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}

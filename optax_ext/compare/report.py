@@ -134,10 +134,10 @@ def steps_to_target(comparison: Comparison, name: str) -> tuple[float, int]:
 
   NaN where only some evaluations were kept: the baseline's best is among them, a rival's first that is as good is not.
   """
-  if comparison.thinned:
-    return math.nan, 0
   baseline = next(iter(comparison.baselines(name)), name)
   of_baseline = comparison.arms[baseline].reported
+  if not all(result.complete for result in [*comparison.arms[name].reported, *of_baseline]):
+    return math.nan, 0
   curve = lambda result: [
     comparison.problem.badness(v) for v in result.curves[f"validation/{comparison.problem.metric}"]
   ]

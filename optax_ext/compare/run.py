@@ -48,6 +48,11 @@ class Result:
   diverged: bool
   stopped_early: bool
 
+  @property
+  def complete(self) -> bool:
+    """Whether all of its evaluations are here."""
+    return self.steps[-1] == len(self.steps) * self.steps[0]
+
   def thinned(self, points: int) -> "Result":
     """The same with about `points` of its evaluations, the best and the last among them, and 6 digits of each value."""
     last = len(self.steps) - 1

@@ -24,6 +24,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "paper
 import caadam
 import keras_optimizers
 import nd_adam
+import pages
 import report
 
 
@@ -228,6 +229,31 @@ def test_the_angle_of_a_step():
   before = jnp.zeros((1, 1, 2, 2)).at[0, 0, 0].set(1.0)
   after = jnp.array([[2 * math.cos(0.3), 1.0], [2 * math.sin(0.3), 0.0]]).reshape(1, 1, 2, 2)
   np.testing.assert_allclose(nd_adam.turn(before, after), [0.15, 1.5], rtol=1e-5)
+
+
+def test_verdicts_in_words(tmp_path):
+  """All relative to a baseline of 0.5; the margin is 0.5% of it."""
+  numbers = {
+    ("at one rate", "better"): (-0.01, -0.015, -0.005),
+    ("tuned", "equal"): (0.001, 0.0, 0.002),
+  }
+  found = [
+    {"optimizer": "a", "baseline": "b", "comparison": comparison, "verdict": verdict}
+    | dict(zip(("mean", "low", "high"), values, strict=True))
+    | {"baseline_mean": 0.5, "margin": 0.0025}
+    for (comparison, verdict), values in numbers.items()
+  ]
+  worse = found[0] | {"optimizer": "c", "verdict": "worse", "mean": 0.01, "low": 0.005, "high": 0.02}
+  undecided = found[1] | {"optimizer": "c", "verdict": "undecided", "low": -0.001, "high": 0.02}
+  diverged = found[1] | {"optimizer": "d", "verdict": "2 of 5 diverged (baseline 0)", "mean": None}
+  (tmp_path / "x").mkdir()
+  (tmp_path / "x" / "comparisons.json").write_text(json.dumps([*found, worse, undecided, diverged]), "utf-8")
+  assert pages.Pages(tmp_path, tmp_path).in_words("x", ["a", "c", "d"]) == [
+    "- a against b: at one learning rate better by 2% [1, 3]; each tuned equal to within 0.5%.",
+    "- c against b: at one learning rate worse by 2% [1, 4]; each tuned undecided, from 0.2% lower to 4% higher.",
+    "- d against b: each tuned 2 of 5 diverged (baseline 0).",
+    "",
+  ]
 
 
 def test_the_report_says_what_the_runs_say(tmp_path):

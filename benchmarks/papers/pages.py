@@ -67,13 +67,17 @@ class Pages:
         return of["verdict"] if None in numbers else f"{percent(*numbers)}, {of['verdict']}"
     return "not run yet"
 
-  def verdicts(self, name: str, optimizers: Iterable[str]) -> list[str]:
-    """A sentence for each difference of these optimizers from their baselines."""
-    where = {"tuned": "each tuned", "at one rate": "at one learning rate"}
-    of_ours = [of for of in self.differences(name) if of["optimizer"] in optimizers]
-    sentences = [
-      f"- {of['optimizer']} − {of['baseline']}, {where[of['comparison']]}: {in_words(of)}." for of in of_ours
-    ]
+  def in_words(self, name: str, optimizers: Iterable[str]) -> list[str]:
+    """A sentence for each of these optimizers: what one learning rate shows, and what tuning leaves."""
+    found = {(of["optimizer"], of["baseline"], of["comparison"]): of for of in self.differences(name)}
+    sentences = []
+    for optimizer, baseline in dict.fromkeys(pair[:2] for pair in found if pair[0] in optimizers):
+      parts = [
+        f"{where} {in_words(found[optimizer, baseline, comparison])}"
+        for comparison, where in [("at one rate", "at one learning rate"), ("tuned", "each tuned")]
+        if (optimizer, baseline, comparison) in found
+      ]
+      sentences.append(f"- {optimizer} against {baseline}: {'; '.join(parts)}.")
     return [*sentences, ""]
 
   def link(self, path: pathlib.Path) -> str:
@@ -90,7 +94,7 @@ class Pages:
     """The part of the report about one tuned comparison."""
     if not self.finished(name, command):
       return []
-    return [f"### {title}", "", *self.verdicts(name, optimizers), *self.tables(name)]
+    return [f"### {title}", "", *self.in_words(name, optimizers), *self.tables(name)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -105,8 +109,18 @@ def percent(mean: float, low: float, high: float, reference: float) -> str:
 
 
 def in_words(difference: dict[str, Any]) -> str:
-  """Mean, interval and verdict; less is better."""
-  if difference["mean"] is None:
-    return difference["verdict"]
-  interval = f" [{difference['low']:+.3g}, {difference['high']:+.3g}]" if difference["low"] is not None else ""
-  return f"{difference['mean']:+.3g}{interval}, {difference['verdict']}"
+  """A verdict as a reader would say it; less is better."""
+  verdict, reference = difference["verdict"], difference["baseline_mean"]
+  if verdict not in ("better", "worse", "equal", "undecided"):
+    return verdict
+  mean, low, high = (100 * difference[key] / reference for key in ("mean", "low", "high"))
+  if verdict == "equal":
+    return f"equal to within {100 * difference['margin'] / reference:.2g}%"
+  if verdict == "undecided":
+    return f"undecided, from {_changed(low)} to {_changed(high)}"
+  least, most = sorted((abs(low), abs(high)))
+  return f"{verdict} by {abs(mean):.2g}% [{least:.2g}, {most:.2g}]"
+
+
+def _changed(percents: float) -> str:
+  return f"{abs(percents):.2g}% {'lower' if percents < 0 else 'higher'}"

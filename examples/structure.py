@@ -91,6 +91,7 @@ def compare(name, module, inputs, folder):
   print(f"\n{WHY[name]}\n")
   if folder is not None:
     file = pathlib.Path(folder) / f"structure-{name.lower()}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
     traced.plot(file, rule)
     print(f"Drawn in {file.name}.\n")
 

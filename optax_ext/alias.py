@@ -56,7 +56,7 @@ def exadam(
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
 
   Returns:
-    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+    An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
     TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
@@ -130,7 +130,7 @@ def adamnx(
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
 
   Returns:
-    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+    An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
     TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
@@ -202,13 +202,13 @@ def caadam(
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by S.
     mask: What the decay applies to, as in `optax.adamw`.
-    rule: Makes S of the structure, or is S: a tree of numbers like the parameters.
+    rule: Makes S of the structure, or is S: a tree of numbers like the parameters. `Multiplicative()` by default.
     structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
 
   Returns:
-    A `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
+    An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
     TypeError, ValueError: an argument is not a number, or outside its range; `rule` is none; a parameter is not of
@@ -300,7 +300,7 @@ def nd_adam(
       mesh call it inside `jax.shard_map`: where no `jax.set_mesh` says that there is one, XLA refuses to partition it.
 
   Returns:
-    A `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
+    An `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
 
   Raises:
     TypeError, ValueError: an argument is not a number, or outside its range; axes are not tuples of ints, or name an

@@ -23,6 +23,7 @@ class Moments(NamedTuple):
 
 
 Debias = Callable[[Any], Callable[[Moments], Moments]]
+"""Step t, from 1 -> a function of a leaf's moments that removes their bias."""
 
 
 def standard(b1: Scalar, b2: Scalar) -> Debias:

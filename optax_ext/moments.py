@@ -16,7 +16,9 @@ from optax_ext.schedules import Gain
 from optax_ext.storage import arithmetic_dtype, check_trainable, mean_dtype, real_dtype, square_dtype, to_nearest
 
 Ratio = Callable[[Moments], jax.Array]
+"""Debiased moments of a leaf -> its update's direction."""
 Square = Callable[[str, jax.Array], jax.Array]
+"""A leaf's path and gradient -> what its second moment averages."""
 
 
 def adam_ratio(eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> Ratio:
@@ -68,7 +70,22 @@ def accelerated_ratio(eps: Scalar = 1e-8, eps_root: Scalar = 0.0) -> Ratio:
 
 
 def elementwise(path: str, grad: jax.Array) -> jax.Array:
-  """|g|² of every element: Adam's second moment."""
+  """|g|² of every element: what Adam's second moment averages, and the default `square` of `scale_by_moments`.
+
+  Args:
+    path: Of the leaf; not looked at.
+    grad: Its gradient, real or complex.
+
+  Returns:
+    A real array of the gradient's shape.
+
+  Example:
+    >>> print(elementwise("kernel", jnp.array([3.0, -2.0])))
+    [9. 4.]
+
+  References:
+    Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, Algorithm 1
+  """
   del path
   return abs_sq(grad)
 

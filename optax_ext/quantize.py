@@ -29,7 +29,8 @@ from optax_ext.storage import cast_updates
 class QuantizedState(NamedTuple):
   """The wrapped optimizer's state, its large moments as codes, and for each tree of moments in it a tree of scales.
 
-  A code stands for what `decode(codes, scale)` says. A leaf that is kept as it is has a scale of 1.
+  A code stands for its share of the largest number of its row or block, which is the scale. A leaf that is kept as it
+  is has a scale of 1.
   """
 
   codes: Any

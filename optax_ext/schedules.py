@@ -36,6 +36,7 @@ import optax
 from optax_ext.checks import Scalar, check_number, check_rate, is_concrete
 
 Gain = Callable[[Any], jax.Array]
+"""Step t, from 1 -> w(t), the weight of the newest value in an average, from 0 to 1."""
 
 
 def constant_gain(b: Scalar) -> Gain:

@@ -25,7 +25,9 @@ from optax_ext.storage import arithmetic_dtype, leaf_dtype
 from optax_ext.structure import Structure
 
 AxesOfLeaf = tuple[int, ...] | None
-Axes = Any  # Callable[[str, leaf], AxesOfLeaf] | Structure | AxesOfLeaf | a tree of AxesOfLeaf
+Axes = Any
+"""The axes that vectors run along: `axes(path, leaf)` -> tuple of ints or `None`, a tree of such values, one tuple for
+all leaves, or a `Structure`."""
 
 
 def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.GradientTransformation:
@@ -36,7 +38,8 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
   For unit vectors that is Algorithm 1's g − (g·w) w; it is a projection for all others too. Where w = 0, g stays.
 
   Args:
-    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
+      values, one tuple for all leaves, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
@@ -83,7 +86,8 @@ def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
   Where w̄ = 0 it stays 0. Anything after this link (a scale, weight decay) breaks the unit length.
 
   Args:
-    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
+      values, one tuple for all leaves, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
@@ -125,7 +129,8 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
 
   Args:
     params: A tree of arrays.
-    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
+      values, one tuple for all leaves, or a `Structure`.
 
   Returns:
     A tree like `params`, in the same dtypes. Zero vectors stay zero; leaves whose axes are `None` stay as they are.
@@ -162,7 +167,8 @@ def per_vector(axes: Axes, *, axis_name: AxisName = None) -> Square:
   """ND-Adam's second moment: ‖g‖² of each vector, one number where Adam has one per weight.
 
   Args:
-    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
+      values, one tuple for all leaves, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
@@ -194,7 +200,8 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
   """A mask that shows the leaves that hold vectors, for `optax.masked`: ND-Adam gives them another learning rate.
 
   Args:
-    axes: The axes of the vectors, in one of the four forms that this module's text names. Called as `axes(path, leaf)`.
+    axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
+      values, one tuple for all leaves, or a `Structure`.
     vectors: Whether to show the vectors, or all other leaves.
 
   Returns:

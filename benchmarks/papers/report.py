@@ -52,8 +52,9 @@ at the end. Raw results, one line a run, lie in `papers/`; `python benchmarks/pa
 CAADAM = """## CaAdam
 
 Claim: connection-aware step sizes beat Adam on California Housing, RMSE 1.4 to 2.9% lower with the multiplicative rule
-on five of six networks (all at the learning rate 1e-3). Its code multiplies all kernels alike by 1.95 or 5, which is
-not what its equations say: the comparison is of learning rates.
+on five of six networks (all at the learning rate 1e-3). Its code multiplies all kernels alike by 1.95 (additive) or 5
+(multiplicative), which is not what its equations say: for these two the comparison is of learning rates. By depth it
+counts variables instead of layers; its factors differ from layer to layer.
 """
 
 EXADAM = """## EXAdam
@@ -155,8 +156,8 @@ def in_short(pages: Pages) -> list[str]:
     rows.append([what, claim, once, pages.verdict(name, optimizer, baseline, "tuned")])
   explained = (
     "How far the optimizer's mean is below its baseline's (Adam's where none is named), in % of it: + is better. "
-    "CaAdam as published multiplies all kernels alike, by factors that its code miscounted; as written it follows its "
-    "equations, on the traced network."
+    "CaAdam as published has the factors that its code miscounted, in the additive and multiplicative rules the same "
+    "for all kernels; as written it follows its equations, on the traced network."
   )
   return ["## In short", "", explained, "", *table(rows)]
 

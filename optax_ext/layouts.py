@@ -2,7 +2,8 @@
 
 A value's dimension is a list of *factors*, major to minor: a reshape that splits an axis of 6 into (2, 3) makes two
 factors of it, one that merges them puts both into one dimension. Position i of a factor is position `stride·i` of the
-leaf's axis, and the leaf is read from `base` on, which slices move. Plain numbers: nothing here knows of jax.
+leaf's axis, or `stride[i]` where its rows come in an order of their own, and the leaf is read from `base` on, which
+slices move. Plain numbers: nothing here knows of jax.
 """
 
 import dataclasses
@@ -21,8 +22,22 @@ class Factor(NamedTuple):
   """Part of an axis of a leaf; `axis` is `None` where the value repeats the leaf, or holds something else."""
 
   axis: int | None
-  stride: int
+  stride: int | tuple[int, ...]
   size: int
+
+  def positions(self) -> np.ndarray:
+    """Along the leaf's axis, relative to its base."""
+    return np.array(self.stride) if isinstance(self.stride, tuple) else self.stride * np.arange(self.size)
+
+  def reordered(self, index: np.ndarray) -> "Factor":
+    """Positions picked by an array, in its order."""
+    return Factor(self.axis, tuple(self.positions()[index].tolist()), len(index))
+
+  def part(self, start: int, size: int, step: int = 1) -> tuple["Factor", dict[int, Any]]:
+    """Every `step`th position from `start` on, and how far the leaf's base moves."""
+    if isinstance(self.stride, tuple):
+      return self.reordered(start + step * np.arange(size)), {}
+    return Factor(self.axis, self.stride * step, size), _shifts(self, start)
 
 
 class Dim(NamedTuple):
@@ -134,12 +149,10 @@ def reverse(layout: Layout, dims: Sequence[int]) -> Layout:
   new, shifts = list(layout.dims), {}
   for dim in dims:
     old = layout.dims[dim]
-    for axis, stride, size in old.factors:
-      if axis is not None:
-        shifts[axis] = shifts.get(axis, 0) + (size - 1) * stride
-    new[dim] = Dim(
-      tuple(f._replace(stride=-f.stride) for f in old.factors), old.size - old.start - old.extent, old.size
-    )
+    back = [f.part(f.size - 1, f.size, -1) for f in old.factors]
+    for axis, shift in (item for _, of in back for item in of.items()):
+      shifts[axis] = shifts.get(axis, 0) + shift
+    new[dim] = Dim(tuple(f for f, _ in back), old.size - old.start - old.extent, old.size)
   return layout.moved(new, shifts)
 
 
@@ -165,7 +178,7 @@ def slice_(layout: Layout, starts: Sequence[Any], sizes: Sequence[int], strides:
     if size == 1 and np.ndim(start):
       layout = pick(layout, dim, start)
     elif np.ndim(start):
-      if len(old.factors) != 1 or not old.is_full:
+      if len(old.factors) != 1 or not old.is_full or isinstance(old.factors[0].stride, tuple):
         raise Unreadable("a loop reads parts of it that its axes cannot be followed through")
       layout = layout.moved(
         _replaced(layout.dims, dim, Dim((old.factors[0]._replace(size=size),), 0, size)), _shifts(old.factors[0], start)
@@ -173,10 +186,8 @@ def slice_(layout: Layout, starts: Sequence[Any], sizes: Sequence[int], strides:
     elif stride != 1:
       if len(old.factors) != 1 or not old.is_full:
         raise Unreadable("a strided slice mixes its axes")
-      f = old.factors[0]
-      layout = layout.moved(
-        _replaced(layout.dims, dim, Dim((Factor(f.axis, f.stride * stride, size),), 0, size)), _shifts(f, start)
-      )
+      f, shifts = old.factors[0].part(start, size, stride)
+      layout = layout.moved(_replaced(layout.dims, dim, Dim((f,), 0, size)), shifts)
     else:
       first, last = max(start, old.start), min(start + size, old.start + old.extent)
       if first >= last:
@@ -269,7 +280,7 @@ def _consume(factors: list[Factor], size: int) -> list[Factor]:
     if size % first.size == 0:
       taken.append(first)
       size //= first.size
-    elif first.size % size == 0:
+    elif first.size % size == 0 and not isinstance(first.stride, tuple):
       rest = first.size // size
       taken.append(Factor(first.axis, first.stride * rest, size))
       factors.insert(0, first._replace(size=rest))
@@ -284,7 +295,8 @@ def _merged(factors: Sequence[Factor]) -> tuple[Factor, ...]:
   result: list[Factor] = []
   for factor in factors:
     last = result[-1] if result else None
-    if last and last.axis == factor.axis and last.size > 1 < factor.size and last.stride == factor.stride * factor.size:
+    follows = last and last.axis == factor.axis and not isinstance(factor.stride, tuple)
+    if last and follows and last.size > 1 < factor.size and last.stride == factor.stride * factor.size:
       result[-1] = factor._replace(size=last.size * factor.size)
     else:
       result.append(factor)
@@ -298,7 +310,8 @@ def _take(factors: tuple[Factor, ...], offset: int, count: int) -> tuple[tuple[F
   first, rest = factors[0], factors[1:]
   inner = math.prod(factor.size for factor in rest)
   if offset % inner == 0 and count % inner == 0:
-    return (first._replace(size=count // inner), *rest), _shifts(first, offset // inner)
+    first, shifts = first.part(offset // inner, count // inner)
+    return (first, *rest), shifts
   if offset // inner == (offset + count - 1) // inner:  # one position of the major factor
     taken, shifts = _take(rest, offset % inner, count)
     return taken, {**shifts, **{a: s + shifts.get(a, 0) for a, s in _shifts(first, offset // inner).items()}}
@@ -306,7 +319,10 @@ def _take(factors: tuple[Factor, ...], offset: int, count: int) -> tuple[tuple[F
 
 
 def _shifts(factor: Factor, position: Any) -> dict[int, Any]:
-  return {} if factor.axis is None else {factor.axis: position * factor.stride}
+  if factor.axis is None:
+    return {}
+  one = position * factor.stride if isinstance(factor.stride, int) else np.array(factor.stride)[position]
+  return {factor.axis: one}
 
 
 def _replaced(dims: tuple[Dim, ...], at: int, dim: Dim) -> list[Dim]:

@@ -78,8 +78,12 @@ class Structure:
     return sorted(jax.tree.leaves(self.facts), key=lambda facts: natural_key(facts.path))
 
   def table(self, rule: Any = None) -> str:
-    """The facts as an aligned table, with the step scale that `rule` gives each leaf."""
-    scales = None if rule is None else _scales(rule, self)
+    """The facts as an aligned table, with the step scale that `rule` gives each leaf.
+
+    Raises:
+      TypeError, ValueError: `rule` is no rule, or a tree of numbers with other paths.
+    """
+    scales = None if rule is None else self._scales(rule)
     leaves = self.leaves()
     traced, noted = any(facts.uses for facts in leaves), any(facts.note for facts in leaves)
     head = ["path", "shape", "layer", "depth", "connections", "contracting", "stacked"]
@@ -106,10 +110,13 @@ class Structure:
     Args:
       path: The picture's file, a `.png` or `.svg` say.
       rule: What gives each layer its scale S, shown below.
+
+    Raises:
+      TypeError, ValueError: `rule` is no rule, or a tree of numbers with other paths.
     """
     from matplotlib.figure import Figure  # without pyplot: no window, and nothing global changes
 
-    scales = None if rule is None else _scales(rule, self)
+    scales = None if rule is None else self._scales(rule)
     layers = [facts for facts in self.leaves() if facts.layer == facts.path]
     figure = Figure(figsize=(9, 3.2 if scales is None else 5.6), layout="constrained")
     axes = figure.subplots(1 if scales is None else 2, 1, sharex=True, squeeze=False)[:, 0]
@@ -135,6 +142,12 @@ class Structure:
       ax.grid(alpha=0.3)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path, dpi=150)
+
+  def _scales(self, rule: Any) -> dict[str, Any]:
+    check_rule(rule)
+    scales = _scales(rule, self)
+    check_paths("The tree of scales", scales, self.facts)
+    return scales
 
   def muon_dimension_numbers(self) -> Any:
     """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
@@ -259,14 +272,18 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   findings, num_layers = read_model(apply_fn, params, inputs, list(arrays))
   found = dict(zip(arrays, findings, strict=True))
   shapes = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32) for path, leaf in arrays.items()}
-  guessed = {facts.path: facts for facts in structure_from_params(shapes).leaves()}
+  guess = structure_from_params(shapes)
+  if not num_layers and not all(what.seen for what in findings):  # all that is known of layers is guessed
+    num_layers = guess.num_layers
+  guessed = {facts.path: facts for facts in guess.leaves()}
 
   def facts(path: str, leaf: Any) -> LeafFacts | None:
     if path not in found:
       return None
     what: Findings = found[path]
     if not what.seen:
-      return dataclasses.replace(guessed[path], uses=what.uses, note=f"{what.note}: guessed from its path")
+      depth = min(guessed[path].depth, max(0, num_layers - 1))
+      return dataclasses.replace(guessed[path], depth=depth, uses=what.uses, note=f"{what.note}: guessed from its path")
     return LeafFacts(
       path,
       tuple(leaf.shape),
@@ -334,6 +351,9 @@ class _Multipliable:
 
   def __mul__(self, other: Any) -> "Product":
     return Product(self, other) if _is_rule(other) else NotImplemented
+
+  def __rmul__(self, other: Any) -> "Product":
+    return Product(other, self) if _is_rule(other) else NotImplemented
 
 
 @dataclasses.dataclass(frozen=True)
@@ -520,11 +540,7 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 22
   """
   check_rule(rule)
-  if structure is not None and not isinstance(structure, Structure):
-    raise TypeError(
-      "structure must be a Structure, as structure_from_params or structure_from_model returns it, but was a "
-      f"{type(structure).__name__}."
-    )
+  check_structure(structure)
 
   def init(params: optax.Params) -> optax.EmptyState:
     del params
@@ -540,13 +556,12 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     def scale(path: str, update: Any) -> Any:
       dtype = arithmetic_dtype(update)
       factor = jnp.asarray(scales[path], real_dtype(dtype))
-      scaled = factor * jnp.asarray(update, dtype)
-      if scaled.shape != jnp.shape(update):
+      if not _broadcasts(factor.shape, jnp.shape(update)):
         raise ValueError(
           f"The scale of leaf {path!r} has shape {factor.shape}, which does not broadcast to the leaf's "
           f"{jnp.shape(update)}; give a number or an array with size 1 along the other axes."
         )
-      return scaled
+      return factor * jnp.asarray(update, dtype)
 
     return map_with_paths(scale, updates), state
 
@@ -568,6 +583,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
     A function from a tree to a tree of booleans.
 
   Raises:
+    TypeError: `structure` is neither a `Structure` nor `None`.
     ValueError: in use, when the structure has nothing for a leaf; the path is named.
 
   Example:
@@ -576,6 +592,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
     {'bias': False, 'kernel': True, 'norm': {'scale': False}}
     >>> tx = optax.adamw(1e-3, mask=decay_mask())
   """
+  check_structure(structure)
 
   def decays(facts: LeafFacts) -> bool:
     if facts.layer == facts.path or any(use.startswith(("product", "lookup")) for use in facts.uses):
@@ -603,6 +620,20 @@ def check_rule(rule: Any) -> None:
     )
 
 
+def check_structure(structure: Any) -> None:
+  """Raises `TypeError` unless it is a `Structure` or `None`."""
+  if structure is not None and not isinstance(structure, Structure):
+    raise TypeError(
+      "structure must be a Structure, as structure_from_params or structure_from_model returns it, or None, but was a "
+      f"{type(structure).__name__}."
+    )
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+  """Whether an array of `shape` broadcasts to one of shape `to`."""
+  return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))
+
+
 def _is_rule(rule: Any) -> bool:
   return callable(getattr(rule, "scales", None)) and not isinstance(rule, type)
 
@@ -623,8 +654,9 @@ def _brief_uses(uses: tuple[str, ...]) -> str:
 
 
 def _brief(value: Any) -> str:
-  """A number to four digits; an array by its ends."""
+  """A number to four digits; an array by its ends, in order from least to most unless it falls."""
   if isinstance(value, str) or np.ndim(value) == 0:
     return f"{value:.4g}" if isinstance(value, float | np.floating) else str(value)
   flat = np.ravel(value)
+  flat = flat if np.all(np.diff(flat) <= 0) else np.sort(flat)
   return f"{_brief(flat[0])}..{_brief(flat[-1])}"

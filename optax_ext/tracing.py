@@ -24,6 +24,7 @@ from optax_ext.uses import NEVER, Axis, Findings, Node, Use, summarize
 from optax_ext.values import (
   CONSTANT,
   UNIFORM,
+  Learned,
   Source,
   Value,
   aligned,
@@ -37,6 +38,7 @@ from optax_ext.values import (
   latest,
   left,
   moved,
+  only_where,
   simplest,
   stacked_rows,
   unprobed,
@@ -235,7 +237,8 @@ class Reader:
       if new is not None:
         pieces.append((leaf, new))
     source = moved(value.source, change, lossy)
-    return Value(value.depth, tuple(pieces), None, False, source)
+    learned = value.learned and not lossy and value.learned.moved(change, lambda read: self.move(read, change))
+    return Value(value.depth, tuple(pieces), None, False, source, learned or None)
 
   def elementwise(self, eqn: Any, ins: list[Value]) -> list[Value]:
     """Arithmetic that leaves every position where it is."""
@@ -245,9 +248,12 @@ class Reader:
         list(ins) if len(ins) == len(eqn.outvars) else self.unknown(eqn, ins, f"it enters {name}, which cannot be read")
       )
     ins = [self.widened(value, var.aval.shape, shape) for value, var in zip(ins, eqn.invars, strict=True)]
+    if name in ("add", "add_any"):
+      ins = self.with_bias(ins)
     depth = deepest(ins)
     if depth is None:
-      return [Value(pieces=layouts.merge(*(value.pieces for value in ins if value.pieces)))]
+      learned = ins[0].learned if len(ins) == 1 and name in _TRANSPARENT else None
+      return [Value(pieces=layouts.merge(*(value.pieces for value in ins if value.pieces)), learned=learned)]
     active = [value for value in ins if value.is_active]
     source = latest(active)
     for value in ins:
@@ -266,6 +272,15 @@ class Reader:
       )
     where = range(len(new) - len(old), len(new))
     return self.move(value, lambda layout: layouts.broadcast(layout, new, where))
+
+  def with_bias(self, ins: list[Value]) -> list[Value]:
+    """The terms of a sum: a product of parameters to which a bias is added is the layer of a learned input."""
+    for product, bias in (ins, ins[::-1]):
+      if product.learned and bias.pieces and not any(layout.unreadable for _, layout in bias.pieces):
+        weights = {product.learned.weight_of(layout) for _, layout in bias.pieces}
+        if len(weights) == 1 and (weight := weights.pop()) is not None:
+          return [product.learned.read(weight), bias]
+    return ins
 
   def note_elementwise(self, name: str, value: Value, source: Source | None, depth: Any) -> None:
     """A parameter meets a value after `depth` products: it follows the last of them."""
@@ -304,7 +319,17 @@ class Reader:
       pieces = [
         self.move(value, _product_of_params(side, result, roles[side], eqn)) for side, value in enumerate(ins[:2])
       ]
-      return [Value(pieces=layouts.merge(*(value.pieces for value in pieces if value.pieces)))]
+      merged = layouts.merge(*(value.pieces for value in pieces if value.pieces))
+      if not all(value.pieces for value in ins[:2]):
+        return [Value(pieces=merged)]
+
+      def as_layer(weight: int) -> Value:
+        self.note("elementwise", ins[1 - weight], -1)
+        sides = [value if side == weight else Value(0) for side, value in enumerate(ins[:2])]
+        [read] = self.product(eqn, sides, result, roles, groups, macs)
+        return read
+
+      return [Value(pieces=merged, learned=Learned(layouts.identity(eqn.outvars[0].aval.shape), result, as_layer))]
     if not any(value.pieces for value in ins[:2]):
       sources = [
         moved(ins[side].source, _product_of_params(side, result, {}, eqn), True) if ins[side].is_active else None
@@ -570,12 +595,14 @@ class Reader:
   # Branches and loops
 
   def cond(self, eqn: Any, ins: list[Value]) -> list[Value]:
-    """Every branch is read; the deepest counts."""
+    """Every branch is read, in those iterations where a counter chooses it if one does; the deepest counts."""
     which, args = ins[0], ins[1:]
-    results = [
-      self.read(branch.jaxpr, [self.constant(const) for const in branch.consts], args)
-      for branch in eqn.params["branches"]
-    ]
+    results = []
+    for number, branch in enumerate(eqn.params["branches"]):
+      taken = np.ones(1, bool) if which.known is None else np.equal(which.known, number)
+      if taken.any():
+        inside = args if taken.all() else [only_where(value, taken) for value in args]
+        results.append(self.read(branch.jaxpr, [self.constant(const) for const in branch.consts], inside))
     joined = [self.joined(values) for values in zip(*results, strict=True)]
     if not which.is_active:
       return joined

@@ -89,14 +89,14 @@ class Use:
     A leaf that the loop indexes has one use for each iteration, all others the one of least depth.
     """
     present, depth = self.layout.present, self.depth
+    times = length if present is None else length * float(np.mean(present))
     if present is not None:
       depth = np.where(present, depth, NEVER)
     if any(_varies(at) for at in self.layout.base.values()):
       arrays = np.broadcast_arrays(depth, np.zeros((length, 1), int), *self.layout.base.values())
       flat = [array.reshape(*array.shape[:-2], -1) for array in arrays]
       layout = dataclasses.replace(self.layout, base=dict(zip(self.layout.base, flat[2:], strict=True)), present=None)
-      return dataclasses.replace(self, depth=flat[0], layout=layout, macs=self.macs * length)
-    times = length if present is None else length * float(np.mean(present))
+      return dataclasses.replace(self, depth=flat[0], layout=layout, macs=self.macs * times)
     layout = dataclasses.replace(
       self.layout.per_loop(lambda at: at[..., 0, :] if np.ndim(at) > 1 else at), present=None
     )
@@ -195,7 +195,7 @@ class _Weight:
     for use in products:
       positions = np.unique(use.layout.base.get(axis, 0))
       for f in [f for f in use.sums if f.axis == axis]:
-        positions = np.add.outer(positions, f.stride * np.arange(f.size)).ravel()
+        positions = np.add.outer(positions, f.positions()).ravel()
       if any(f.axis == axis for f in use.sums):
         covered[positions[(positions >= 0) & (positions < size)]] = True
     return bool(covered.all())

@@ -9,7 +9,7 @@ import numpy as np
 
 from optax_ext import layouts
 from optax_ext.layouts import Dim, Factor, Layout, Unreadable
-from optax_ext.uses import Axis, Node
+from optax_ext.uses import NEVER, Axis, Node
 
 Pieces = tuple[tuple[int, Layout], ...]  # (number of the leaf, where its axes are)
 
@@ -27,6 +27,43 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class Learned:
+  """A product of parameters. If a bias is added to it, one of its operands is an input that is learned (a query).
+
+  Attributes:
+    layout: Where the dimensions of its result are now, as axes.
+    result: For each of them, the dimension of each operand that it comes from.
+    read: Number of the operand that is the weight -> the value, read as that of a layer.
+  """
+
+  layout: Layout
+  result: Sequence[tuple[int | None, int | None]]
+  read: Callable[[int], "Value"]
+
+  def moved(self, change: Callable[[Layout], Layout | None], move: Callable[["Value"], "Value"]) -> "Learned | None":
+    """After its dimensions changed."""
+    try:
+      layout = change(self.layout)
+    except Unreadable:
+      return None
+    return None if layout is None else Learned(layout, self.result, lambda weight: move(self.read(weight)))
+
+  def weight_of(self, bias: Layout) -> int | None:
+    """The operand whose own dimensions are those of a bias; `None` where it is none, as it varies along others."""
+
+    def of(side: int) -> list[Dim]:
+      alone = [{axis for axis in dim.axes if self.result[axis][1 - side] is None} for dim in self.layout.dims]
+      return [dim for dim, axes in zip(bias.dims, alone, strict=True) if axes]
+
+    for weight in (1, 0):
+      along, across = of(weight), of(1 - weight)
+      varies = any(dim.axes for dim in along) and all(dim.axes for dim in along if dim.size > 1)
+      if varies and across and not any(dim.axes for dim in across):
+        return weight
+    return None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class Value:
   """What is known of one value of the program.
 
@@ -36,6 +73,7 @@ class Value:
     known: The numbers themselves, for small integers that depend on nothing; loop axes come first.
     uniform: Whether it is one constant number, or that number repeated.
     source: Of a value that depends on an input.
+    learned: Of a product of parameters alone.
   """
 
   depth: Any = None
@@ -43,6 +81,7 @@ class Value:
   known: np.ndarray | None = None
   uniform: bool = False
   source: Source | None = None
+  learned: Learned | None = None
 
   @property
   def is_active(self) -> bool:
@@ -109,7 +148,7 @@ def constant_rows(
   rank: int,
   loops: int,
 ) -> Layout:
-  """Rows of a parameter picked by an array of constants: all of them in any order, or evenly spaced ones."""
+  """Rows of a parameter picked by an array of constants: some or all of them, each once, in any order."""
   if (
     known is None
     or rank != 2
@@ -119,18 +158,30 @@ def constant_rows(
     raise Unreadable("it is indexed by an array of constants")
   [dim] = numbers.start_index_map
   index = known.reshape(-1)
-  steps = np.unique(np.diff(index))
   [where] = [d for d in range(len(out)) if d not in numbers.offset_dims]
-  if sorted(index) != list(range(layout.dims[dim].size)):
-    if known.shape[:loops] != (1,) * loops or steps.size != 1 or steps[0] <= 0 or len(index) < 2:
+  if not np.array_equal(index, np.arange(layout.dims[dim].size)):
+    if known.shape[:loops] != (1,) * loops:
       raise Unreadable("it is indexed by an array of constants")
-    starts, lengths, strides = [0] * len(sizes), [d.size for d in layout.dims], [1] * len(sizes)
+    layout = _reordered(layout, dim, index)
+  rest = [d for d in range(len(sizes)) if d != dim]
+  return layouts.select(layout, [*rest[:where], dim, *rest[where:]])
+
+
+def _reordered(layout: Layout, dim: int, index: np.ndarray) -> Layout:
+  """Some positions of a dimension, each once; an even step forward is a slice."""
+  old, steps = layout.dims[dim], np.unique(np.diff(index))
+  if len(index) < 2 or len(set(index)) < len(index):
+    raise Unreadable("it is indexed by an array of constants")
+  if steps.size == 1 and steps[0] > 0:
+    starts, lengths, strides = [0] * len(layout.dims), [d.size for d in layout.dims], [1] * len(layout.dims)
     starts[dim], lengths[dim], strides[dim] = int(index[0]), len(index), int(steps[0])
     cut = layouts.slice_(layout, starts, lengths, strides)
     assert cut is not None
-    layout = cut
-  rest = [d for d in range(len(sizes)) if d != dim]
-  return layouts.select(layout, [*rest[:where], dim, *rest[where:]])
+    return cut
+  if len(old.factors) != 1 or not old.is_full:
+    raise Unreadable("it is indexed by an array of constants")
+  new = Dim((old.factors[0].reordered(index),), 0, len(index))
+  return layout.moved([new if d == dim else other for d, other in enumerate(layout.dims)])
 
 
 def stacked_rows(layout: Layout, places: np.ndarray, length: int, at: int) -> Layout:
@@ -181,7 +232,8 @@ def entered(value: Value, level: int) -> Value:
   inner = lambda array: array[..., None] if np.ndim(array) else array
   if not value.pieces:
     return dataclasses.replace(value, depth=inner(value.depth)) if np.ndim(value.depth) else value
-  return dataclasses.replace(value, pieces=tuple((leaf, layout.per_loop(inner)) for leaf, layout in value.pieces))
+  pieces = tuple((leaf, layout.per_loop(inner)) for leaf, layout in value.pieces)
+  return dataclasses.replace(value, pieces=pieces, learned=None)
 
 
 def entered_depth(depth: Any) -> Any:
@@ -219,12 +271,20 @@ def carried_out(value: Value, level: int) -> Value:
       pieces.append((leaf, layout.per_loop(outer)))
     except Unreadable as why:
       pieces.append((leaf, Layout((), unreadable=str(why))))
-  return dataclasses.replace(value, depth=left(value.depth, level), pieces=tuple(pieces))
+  return dataclasses.replace(value, depth=left(value.depth, level), pieces=tuple(pieces), learned=None)
 
 
 def unprobed(array: Any) -> Any:
   """Without the axis that a rehearsal adds, which comes before the last one."""
   return array[..., 0, :] if np.ndim(array) > 1 else array
+
+
+def only_where(value: Value, taken: np.ndarray) -> Value:
+  """A value that exists in those iterations alone where `taken`, one axis for each loop, is true."""
+  here = lambda layout: taken if layout.present is None else taken & layout.present
+  pieces = tuple((leaf, dataclasses.replace(layout, present=here(layout))) for leaf, layout in value.pieces)
+  depth = None if value.depth is None else np.where(taken, value.depth, -NEVER)
+  return dataclasses.replace(value, depth=depth, pieces=pieces, learned=None)
 
 
 def as_unreadable(value: Value, why: str) -> Pieces:

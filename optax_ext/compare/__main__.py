@@ -30,7 +30,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add("--tuning-seeds", type=int, default=3, help="tuning seeds (3)")
   add("--epochs", type=int, default=20, help="passes through the training data, each evaluated at its end (20)")
   add("--schedule", default="constant", help="constant, cosine (with warm-up), or both as constant,cosine (constant)")
-  add("--metric", help="the deciding metric, less being better: loss or error for the bundled problems (loss)")
+  add("--metric", help="the deciding metric: loss or error for the bundled problems (loss)")
+  add("--maximize", action="store_true", help="more of --metric is better")
   add(
     "--early-stopping", type=int, metavar="PATIENCE", help="stop after so many epochs without a better validation value"
   )
@@ -75,33 +76,39 @@ def main(arguments: list[str] | None = None) -> None:
   options = parse(arguments)
   try:
     run(options)
+  except ImportError as error:
+    raise SystemExit(f"This needs {error.name}: pip install 'optax_ext[compare]'.") from error
   except (TypeError, ValueError) as error:
     raise SystemExit(f"{error}") from error
 
 
 def run(options: argparse.Namespace) -> None:
   """One comparison for each schedule."""
-  try:
-    from optax_ext.compare.bundled import load
-  except ImportError as error:
-    raise ValueError(f"The problems need {error.name}: pip install 'optax_ext[compare]'.") from error
+  from optax_ext.compare.bundled import load
+
   rates = parse_rates(options.learning_rates)
   if options.epochs < 1:
     raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
   problem = load(options.problem)
   if options.metric:
-    problem = dataclasses.replace(problem, metric=options.metric)
-  every = problem.steps_per_epoch
+    same = options.metric == problem.metric
+    problem = dataclasses.replace(
+      problem, metric=options.metric, maximize=options.maximize or (same and problem.maximize)
+    )
+  every, early, plateau = problem.steps_per_epoch, options.early_stopping, options.plateau
   schedules = options.schedule.split(",")
-  for schedule in schedules:
-    protocol = Protocol(
+  protocols = {
+    schedule: Protocol(
       steps=options.epochs * every,
       evaluate_every=every,
       schedule=schedule,
-      early_stopping=EarlyStopping(options.early_stopping) if options.early_stopping else None,
-      plateau=ReduceOnPlateau(patience=options.plateau) if options.plateau else None,
+      early_stopping=None if early is None else EarlyStopping(early),
+      plateau=None if plateau is None else ReduceOnPlateau(patience=plateau),
       report=options.report,
     )
+    for schedule in schedules
+  }
+  for schedule, protocol in protocols.items():
     out = options.out / schedule if len(schedules) > 1 else options.out
     comparison = compare(
       problem,

@@ -2,14 +2,17 @@
 
 import dataclasses
 import math
+import numbers
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import optax
 
 from optax_ext.compare import grid
+from optax_ext.compare.behaviour import check_behaviour
 from optax_ext.compare.grid import Range
 from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem, check_problem, keys
@@ -54,7 +57,7 @@ class Comparison:
     margin: What counts as equal, relative.
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
-    batching: "map", "vmap" or "step".
+    batching: "map", "vmap" or "step"; what was asked for where all runs were there already.
   """
 
   problem: Problem
@@ -130,19 +133,23 @@ def compare(
     protocol: How long.
     learning_rates: A grid for all; without it each optimizer has its own, around its centre.
     points: In a grid of one's own.
-    ratio: Of neighbours in such a grid. A grid whose best is at an edge is extended in this ratio, by at most 3 points
-      a side, and refined once around its best at the root of it.
+    ratio: Of neighbours in such a grid. A grid of which an edge is as good as its best is extended there, by at most 3
+      points a side, each as far from the last as that from its neighbour; then it is refined once around its best, at
+      the root of the ratio to each neighbour.
     seeds: Reporting seeds: how many (then from 1000), or which.
     tuning_seeds: How many (then from 0), or which.
     track: "A" tunes the learning rate; "B" draws `trials` quasi-random trials from each optimizer's whole space.
     trials: Of track B.
-    single_rate: The rate of the comparison at one rate; by default the centre of the first baseline. 0 for none.
+    single_rate: The rate of the comparison at one rate, other settings being the defaults; by default the centre of the
+      first baseline. 0 for none.
     margin: What counts as equal, relative to the baseline's mean.
     add_baselines: Whether to add the matched baselines of named optimizers where they are missing.
     batching: "map" (one run after the other on each device), "vmap" (all at once), "step" (as map, each step a program
       of its own: for convolutions on a CPU), or "auto", which times all three and keeps the fastest.
     devices: That share the runs; by default all local ones.
-    out: A folder for the results; an interrupted comparison continues from what is in it.
+    out: A folder for the results; an interrupted comparison continues from what is in it. Changed data, protocols and
+      versions are refused, and so are models and optimizers whose first two steps are others; what changes neither, a
+      late effect of a setting, is not noticed.
     curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
       them; `None` for all. Steps to target are told from all evaluations alone.
     progress: Whether to show a live line.
@@ -158,22 +165,26 @@ def compare(
     >>> found = compare(digits(), ["adam", "exadam"], Protocol(steps=360, evaluate_every=18))  # doctest: +SKIP
     >>> print(found.summary())  # doctest: +SKIP
   """
+  check_problem(problem)
+  if not isinstance(protocol, Protocol):
+    raise TypeError(f"protocol must be an optax_ext.compare.Protocol, but was {protocol!r}.")
   all_arms = resolve(optimizers, problem, add_baselines)
-  _check_options(learning_rates, points, ratio, track, trials, margin, batching, curve_points)
+  _check_options(learning_rates, points, ratio, track, trials, single_rate, margin, batching, curve_points)
   tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
-  check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
   check_optimizers(all_arms.values(), params, protocol.shape())
   store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)
+  if out:
+    check_behaviour(pathlib.Path(out), problem, protocol, all_arms.values())
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
 
-  given = sorted(map(float, learning_rates)) if learning_rates is not None else []
+  given, ratio = sorted(map(float, learning_rates)) if learning_rates is not None else [], float(ratio)
   rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
-  if len(given) > 1:
-    ratio = given[1] / given[0]
+  if len(given) > 1:  # on average
+    ratio = (given[-1] / given[0]) ** (1 / (len(given) - 1))
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
@@ -290,6 +301,8 @@ def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str,
 
     missing = [b for o in resolved.values() for b in o.baselines if b not in resolved and b in NAMES]
     resolved |= {name: named(name, problem) for name in missing}
+    if unknown := {b for o in resolved.values() for b in o.baselines} - resolved.keys():
+      raise ValueError(f"Baselines must be among the optimizers, or known by name, but {sorted(unknown)} are neither.")
   return resolved
 
 
@@ -307,8 +320,11 @@ def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], D
 
 
 def _seeds(seeds: int | Sequence[int], first: int, name: str) -> list[int]:
-  chosen = list(range(first, first + seeds)) if isinstance(seeds, int) else list(seeds)
-  if not chosen or any(not isinstance(seed, int) or seed < 0 for seed in chosen) or len(set(chosen)) < len(chosen):
+  whole = lambda number: isinstance(number, numbers.Integral) and not isinstance(number, bool) and int(number) >= 0
+  counted = [first + i for i in range(int(seeds))] if whole(seeds) else []  # type: ignore
+  listed: list[Any] = list(seeds) if isinstance(seeds, Iterable) else counted
+  chosen = [int(seed) if whole(seed) else -1 for seed in listed]
+  if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
     raise ValueError(
       f"{name} must be a number of at least 1, or different whole numbers of at least 0, but was {seeds!r}."
     )
@@ -321,11 +337,14 @@ def _check_options(
   ratio: float,
   track: str,
   trials: int,
+  single_rate: float | None,
   margin: float,
   batching: str,
   curve_points: int | None,
 ) -> None:
   if learning_rates is not None:
+    if not np.iterable(learning_rates):
+      raise ValueError(f"learning_rates must be a list of rates, but was {learning_rates!r}; for one rate give a list.")
     if not len(learning_rates):
       raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
     if not all(0 < rate < math.inf for rate in learning_rates) or len(set(learning_rates)) < len(learning_rates):
@@ -339,9 +358,11 @@ def _check_options(
     )
   if trials < 1:
     raise ValueError(f"trials must be at least 1, but was {trials}.")
+  if single_rate is not None and not 0 <= single_rate < math.inf:
+    raise ValueError(f"single_rate must be a finite number above 0, 0 for none or None, but was {single_rate}.")
   if not 0 <= margin < math.inf:
     raise ValueError(f"margin must be a finite number of at least 0, but was {margin}.")
   if batching not in ("auto", "map", "vmap", "step"):
     raise ValueError(f"batching must be 'auto', 'map', 'vmap' or 'step', but was {batching!r}.")
-  if curve_points is not None and curve_points < 1:
-    raise ValueError(f"curve_points must be at least 1, or None for all, but was {curve_points}.")
+  if curve_points is not None and not (isinstance(curve_points, int) and curve_points >= 1):
+    raise ValueError(f"curve_points must be a whole number of at least 1, or None for all, but was {curve_points}.")

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 HALF_DECADE = 10**0.5
-REFINEMENT = 10**0.25
 MOST_EXTENSIONS = 3  # a side
 
 
@@ -38,12 +37,12 @@ class Range:
 
 def grid(centre: float, points: int, ratio: float = HALF_DECADE) -> list[float]:
   """`points` learning rates in steps of `ratio` around `centre`, ascending; the centre is always among them."""
-  if points < 1 or not centre > 0 or not ratio > 1:
+  if points < 1 or not 0 < centre < math.inf or not 1 < ratio < math.inf:
     raise ValueError(
-      f"A grid needs at least 1 point, a centre above 0 and a ratio above 1, but got points={points}, centre={centre}, "
-      f"ratio={ratio}."
+      "A grid needs at least 1 point, a finite centre above 0 and a finite ratio above 1, but got "
+      f"points={points}, centre={centre}, ratio={ratio}."
     )
-  return [centre * ratio**k for k in range(-(points // 2), points - points // 2)]
+  return [float(centre * ratio**k) for k in range(-(points // 2), points - points // 2)]
 
 
 def quasi_random(spaces: Mapping[str, Range], trials: int) -> list[dict[str, float]]:
@@ -64,15 +63,21 @@ def quasi_random(spaces: Mapping[str, Range], trials: int) -> list[dict[str, flo
   ]
 
 
-def choose(badness: Mapping[float, float]) -> float | None:
-  """The learning rate of the least mean badness; of equal ones the smallest. NaN and infinity are not eligible."""
-  eligible = {rate: value for rate, value in badness.items() if math.isfinite(value)}
-  return min(sorted(eligible), key=lambda rate: eligible[rate]) if eligible else None
+def edges(badness: Mapping[float, float]) -> list[int]:
+  """1 where the highest rate is as good as any, −1 where the lowest is. A grid of one point has no edge."""
+  best, rates = min(badness.values()), sorted(badness)
+  return [side for side in (1, -1) if badness[rates[-1 if side > 0 else 0]] == best and len(rates) > 1]
 
 
-def edge(best: float, rates: Sequence[float]) -> int:
-  """1 where the best rate is the highest, −1 where it is the lowest, else 0. A grid of one point has no edge."""
-  return 0 if len(rates) == 1 else (best == max(rates)) - (best == min(rates))
+def gap(rates: Sequence[float], rate: float, side: int, ratio: float) -> float:
+  """The ratio between a rate and its neighbour above (`side` 1) or below, else the other one.
+
+  Without neighbours, and where it is the same but for rounding, that is `ratio`. `rates` are ascending.
+  """
+  place = rates.index(rate)
+  lower = [i for i in (place, place - 1) if 0 <= i < len(rates) - 1][::side]
+  found = rates[lower[0] + 1] / rates[lower[0]] if lower else ratio
+  return ratio if math.isclose(found, ratio) else found
 
 
 def width(badness: Mapping[float, float], best: float, margin: float) -> tuple[float, bool]:

@@ -5,6 +5,7 @@ to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5)
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -89,7 +90,7 @@ def _nd_adam(problem: Problem) -> Optimizer:
     "" if problem.hints.get("normalised_units") else "outside the method's conditions: no normaliser after each unit"
   )
   space = {"b1": B1, "b2": B2, "rate_ratio": Range(5, 500)}
-  return Optimizer("nd_adam", make, 1e-3, space, ("adam", "sgd_l2"), prepare, note)
+  return Optimizer("nd_adam", make, 1e-3, space, ("adam", "sgd_l2"), prepare, note=note)
 
 
 NAMES: dict[str, Callable[[Problem], Optimizer]] = {
@@ -108,7 +109,9 @@ NAMES: dict[str, Callable[[Problem], Optimizer]] = {
 
 
 def named(name: str, problem: Problem) -> Optimizer:
-  """The optimizer of a name: one of `NAMES`, or any constructor of optax, as "lion" or "contrib.prodigy".
+  """The optimizer of a name: one of `NAMES`, or any optimizer of optax, as "lion" or "contrib.prodigy".
+
+  Of the schedule-free ones the averaged parameters are measured.
 
   Raises:
     ValueError: there is none.
@@ -118,12 +121,17 @@ def named(name: str, problem: Problem) -> Optimizer:
   found = _of_optax(name)
   if found is None:
     raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
-  return Optimizer(name, found, 1e-3, {}, ("adam",))
+  evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
+  return Optimizer(name, found, 1e-3, {}, ("adam",), evaluated=evaluated)
 
 
 def _of_optax(name: str) -> Any:
+  """A constructor of the learning rate in optax; `None` for its pieces, such as `clip` and `scale_by_adam`."""
   found: Any = functools.reduce(lambda module, part: getattr(module, part, None), name.split("."), optax)
-  return found if callable(found) and not isinstance(found, type) and not name.startswith("_") else None
+  if not callable(found) or isinstance(found, type) or name.startswith("_"):
+    return None
+  first = next(iter(inspect.signature(found).parameters), "")
+  return found if first.endswith("learning_rate") else None
 
 
 def _times(factor: Any, rate: Any) -> Any:

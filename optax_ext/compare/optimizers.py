@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from optax_ext.compare.grid import Range
@@ -25,6 +26,8 @@ class Optimizer:
     space: Ranges of the settings that track B draws, beside the learning rate.
     baselines: Names of the optimizers that it is compared with.
     prepare: Changes the initial parameters, as `normalize_vectors` does for ND-Adam.
+    evaluated: `evaluated(opt_state, params)` gives the parameters that are measured, where these are not those that are
+      trained, as `optax.contrib.schedule_free_eval_params`.
     note: A remark for the reports.
   """
 
@@ -34,6 +37,7 @@ class Optimizer:
   space: Mapping[str, Range] = dataclasses.field(default_factory=dict)
   baselines: tuple[str, ...] = ()
   prepare: Callable[[Any], Any] | None = None
+  evaluated: Callable[[Any, Any], Any] | None = None
   note: str = ""
 
   def build(
@@ -77,6 +81,6 @@ def check_optimizers(optimizers: Iterable[Optimizer], params: Any, shape: Shape 
       ) from error
     if jax.tree.structure(state) != jax.tree.structure(new_state):
       raise ValueError(f"The state of the optimizer {optimizer.name!r} changes its structure at the first step.")
-    shapes = [jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (params, new)]
-    if shapes[0] != shapes[1]:
-      raise ValueError(f"The optimizer {optimizer.name!r} changes the shapes of the parameters.")
+    for what, before, after in [("parameters", params, new), ("state", state, new_state)]:
+      if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
+        raise ValueError(f"The optimizer {optimizer.name!r} changes the shapes of its {what} at the first step.")

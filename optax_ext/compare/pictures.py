@@ -43,11 +43,12 @@ def curves(comparison: Comparison) -> Figure:
 def learning_rates(comparison: Comparison) -> Figure:
   """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled.
 
-  The worst tenth of the means lies outside: a rate that is far too large would press all others into one line.
+  The worst tenth of the means lies outside, but no optimizer's best: a rate that is far too large would press all
+  others into one line.
   """
   metric = comparison.problem.metric
   figure, (panel,) = _figure(1)
-  means = []
+  means, bests = [], []
   for (color, line), (name, arm) in zip(_lines(comparison), comparison.arms.items(), strict=True):
     search = arm.search
     sign = -1 if comparison.problem.maximize else 1
@@ -63,11 +64,14 @@ def learning_rates(comparison: Comparison) -> Figure:
       panel.plot([trial["learning_rate"]] * len(values), values, ".", color=color, alpha=0.3, markersize=3)
     if search.best:
       best = search.best["learning_rate"]
-      panel.plot(best, dict(points)[best], "o", color=color, markersize=10, fillstyle="none")
+      bests.append(dict(points)[best])
+      panel.plot(best, bests[-1], "o", color=color, markersize=10, fillstyle="none")
   _style(panel, f"mean validation {metric} over tuning seeds", "learning rate")
   panel.set_xscale("log")
   if means:
     best, cut = np.quantile(means, [1, 0.1] if comparison.problem.maximize else [0, 0.9])
+    worst = (min if comparison.problem.maximize else max)(bests, default=best)
+    cut = best + max(cut - best, 1.05 * (worst - best), key=abs)
     log = 0 < 10 * best < cut
     panel.set_yscale("log" if log else "linear")
     if best != cut:
@@ -81,14 +85,13 @@ def intervals(comparison: Comparison) -> Figure:
   if comparison.at_one_rate and comparison.single_rate:
     kinds.append((f"all at {comparison.single_rate:.3g}", comparison.at_one_rate))
   figure, panels = _figure(len(kinds))
-  sign = -1 if comparison.problem.maximize else 1
   for panel, (title, differences) in zip(panels, kinds, strict=True):
-    for place, d in enumerate(differences.values()):
-      low, high = sorted((sign * d.low, sign * d.high))
-      panel.plot([low, high], [place, place], color="C0", linewidth=2)
-      panel.plot([sign * d.mean], [place], "o", color="C0")
+    for place, difference in enumerate(differences.values()):
+      d = difference.as_measured(comparison.problem.maximize)
+      panel.plot([d.low, d.high], [place, place], color="C0", linewidth=2)
+      panel.plot([d.mean], [place], "o", color="C0")
       panel.fill_betweenx([place - 0.3, place + 0.3], -d.margin, d.margin, color="0.85", zorder=0)
-      panel.annotate(d.verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+      panel.annotate(difference.verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(range(len(differences)), [f"{name} − {baseline}" for name, baseline in differences])
     panel.set(

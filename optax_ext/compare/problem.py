@@ -105,11 +105,13 @@ def keys(seed: int) -> tuple[jax.Array, jax.Array]:
 
 
 def check_problem(problem: Problem) -> None:
-  """Raises unless the problem's parts fit together and its loss is finite at the start. Takes one evaluation.
+  """Raises unless the problem's parts fit together and all is finite at the start. Takes one step and one evaluation.
 
   Raises:
     TypeError, ValueError: what does not fit, in one sentence.
   """
+  if not isinstance(problem, Problem):
+    raise TypeError(f"problem must be an optax_ext.compare.Problem, but was {problem!r}.")
   _check_arrays(problem)
   init_key, dropout_key = keys(0)
   batch = jax.tree.map(lambda array: jnp.asarray(array[: problem.batch_size]), problem.train)
@@ -131,14 +133,27 @@ def check_problem(problem: Problem) -> None:
         f"metric is {problem.metric!r}, but metrics returns only {', '.join(map(repr, metrics)) or 'none'}."
       )
     for name, value in metrics.items():
-      if getattr(value, "shape", None) != ():
-        raise ValueError(f"metrics must return scalars, but {name!r} has the shape {getattr(value, 'shape', None)}.")
-  value, _ = jax.jit(problem.loss_of)(params, state, batch, dropout_key)
-  if not np.isfinite(value):
-    raise ValueError(
-      f"The loss of the first batch is {value} at the initial parameters of seed 0, before any step; "
-      f"look at the data and the loss of the problem {problem.name!r}."
-    )
+      if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.number):
+        what = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
+        raise ValueError(f"metrics must return numbers, but {name!r} is {what}.")
+  _check_finite(problem, params, state, batch, dropout_key)
+
+
+def _check_finite(problem: Problem, params: Any, state: Any, batch: Any, key: jax.Array) -> None:
+  grad_of = jax.jit(jax.value_and_grad(problem.loss_of, has_aux=True))
+  (value, _), grads = grad_of(params, state, batch, key)
+  metric = jax.jit(problem.metrics_of)(params, state, problem.validation)[problem.metric]
+  unclear = sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
+  for what, fine, said in [
+    ("loss of the first batch", np.isfinite(value), value),
+    ("gradient of the first batch", not unclear, f"not finite in {unclear} places"),
+    (f"{problem.metric} of the validation data", np.isfinite(metric), metric),
+  ]:
+    if not fine:
+      raise ValueError(
+        f"The {what} is {said} at the initial parameters of seed 0, before any step; look at the data and the loss of "
+        f"the problem {problem.name!r}."
+      )
 
 
 def _check_arrays(problem: Problem) -> None:
@@ -152,6 +167,11 @@ def _check_arrays(problem: Problem) -> None:
       raise ValueError(f"The arrays of {split} must have one leading axis, the examples, in common, but are {shapes}.")
     if jax.tree.structure(data) != jax.tree.structure(problem.train):
       raise ValueError(f"{split} must be a tree of arrays like train, but is {jax.tree.structure(data)}.")
+    for leaf in leaves:
+      if jnp.issubdtype(np.result_type(leaf), jnp.inexact) and not np.isfinite(leaf).all():
+        raise ValueError(
+          f"An array of {split}, of shape {np.shape(leaf)}, holds NaN or infinity; leave such examples out."
+        )
     for leaf, like in zip(leaves, jax.tree.leaves(problem.train), strict=True):
       if (np.shape(leaf)[1:], np.result_type(leaf)) != (np.shape(like)[1:], np.result_type(like)):
         raise ValueError(

@@ -25,6 +25,11 @@ class EarlyStopping:
   min_delta: float = 0.0
   start: int = 0
 
+  def __post_init__(self):
+    _check_whole("patience", self.patience, 1)
+    _check_whole("start", self.start, 0)
+    _check_between("min_delta", self.min_delta, 0, math.inf)
+
 
 @dataclasses.dataclass(frozen=True)
 class ReduceOnPlateau:
@@ -45,6 +50,12 @@ class ReduceOnPlateau:
   cooldown: int = 0
   min_rate: float = 0.0
   min_scale: float = 0.0
+
+  def __post_init__(self):
+    _check_whole("patience", self.patience, 1)
+    _check_whole("cooldown", self.cooldown, 0)
+    for name, high in [("factor", 1), ("min_delta", math.inf), ("min_rate", math.inf), ("min_scale", 1)]:
+      _check_between(name, getattr(self, name), 0, high)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +83,9 @@ class Protocol:
   report: str = "best"
 
   def __post_init__(self):
-    for name, value in [("steps", self.steps), ("evaluate_every", self.evaluate_every)]:
-      if not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, but was {value!r}.")
+    _check_whole("steps", self.steps, 1)
+    _check_whole("evaluate_every", self.evaluate_every, 1)
+    _check_between("warmup", self.warmup, 0, 1)
     if self.steps % self.evaluate_every:
       raise ValueError(
         f"steps must be a multiple of evaluate_every, so that the last step is evaluated, but were {self.steps} and "
@@ -104,6 +115,16 @@ class Protocol:
     if callable(self.schedule):
       return self.schedule
     return warmup_cosine(self.steps, round(self.warmup * self.steps)) if self.schedule == "cosine" else None
+
+
+def _check_whole(name: str, value: int, least: int) -> None:
+  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    raise ValueError(f"{name} must be a whole number of at least {least}, but was {value!r}.")
+
+
+def _check_between(name: str, value: float, low: float, high: float) -> None:
+  if not low <= value <= high:
+    raise ValueError(f"{name} must be a number from {low} to {high}, but was {value!r}.")
 
 
 def warmup_cosine(steps: int, warmup: int) -> Shape:

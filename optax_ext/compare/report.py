@@ -53,7 +53,8 @@ def save(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
     writer.writerows(table)
   found = {"tuned": comparison.tuned, "at one rate": comparison.at_one_rate}
   differences = [
-    {"comparison": kind, "optimizer": pair[0], "baseline": pair[1], "verdict": d.verdict, **dataclasses.asdict(d)}
+    {"comparison": kind, "optimizer": pair[0], "baseline": pair[1], "verdict": d.verdict}
+    | dataclasses.asdict(d.as_measured(comparison.problem.maximize))
     for kind, of in found.items()
     for pair, d in of.items()
   ]
@@ -79,10 +80,10 @@ def summary(comparison: Comparison) -> str:
     "",
     f"Test {problem.metric} ({better} is better) {where}; at most {protocol.steps} steps of {problem.batch_size} "
     f"examples, evaluated every {protocol.evaluate_every}, {schedule} learning rate{_stopping(protocol)}. Each "
-    f"optimizer was tuned on the validation data with {len(comparison.tuning_seeds)} seeds, and reported with "
-    f"{len(comparison.seeds)} fresh ones.",
+    f"optimizer was tuned{_tried(comparison)} on the validation data with {_seeds(comparison.tuning_seeds)}, and "
+    f"reported with {_seeds(comparison.seeds, 'fresh ')}.",
     "",
-    "## Each at its best learning rate",
+    f"## Each at its best {'learning rate' if _rates_alone(comparison) else 'settings'}",
     "",
     *_table(_optimizer_rows(comparison)),
     "",
@@ -91,7 +92,8 @@ def summary(comparison: Comparison) -> str:
   if comparison.at_one_rate:
     lines += [
       "",
-      f"## All at the learning rate {comparison.single_rate:.3g}",
+      f"## All at the learning rate {comparison.single_rate:.3g}"
+      + ("" if _rates_alone(comparison) else ", other settings at their defaults"),
       "",
       "The comparison that papers make. It mixes what an optimizer does with how long its steps are.",
       "",
@@ -120,6 +122,26 @@ def summary(comparison: Comparison) -> str:
     *notes,
   ]
   return "\n".join(lines) + "\n"
+
+
+def _rates_alone(comparison: Comparison) -> bool:
+  """Whether nothing but learning rates was tuned: track A."""
+  return all(len(trial) == 1 for arm in comparison.arms.values() for trial in arm.search.trials)
+
+
+def _tried(comparison: Comparison) -> str:
+  """The settings that track B drew, with the least and the most of each."""
+  if _rates_alone(comparison):
+    return ""
+  ranges = []
+  for name, arm in comparison.arms.items():
+    drawn = {key: [trial[key] for trial in arm.search.trials] for key in arm.search.trials[0]}
+    ranges.append(f"{name}: " + ", ".join(f"{key} {min(of):.3g} to {max(of):.3g}" for key, of in drawn.items()))
+  return f" by quasi-random trials ({'; '.join(ranges)})"
+
+
+def _seeds(seeds: list[int], kind: str = "") -> str:
+  return f"{len(seeds)} {kind}seed{'s' if len(seeds) > 1 else ''}"
 
 
 def _stopping(protocol: Protocol) -> str:
@@ -192,11 +214,10 @@ def mean_of_survivors(values: list[float]) -> str:
 
 def _difference_rows(differences: dict[tuple[str, str], Difference], maximize: bool) -> list[list[str]]:
   table = [["optimizer", "baseline", "difference", "95% interval", "p (Holm)", "p (Welch)", "verdict"]]
-  sign = -1 if maximize else 1
-  for (name, baseline), d in differences.items():
-    low, high = sorted((sign * d.low, sign * d.high))
+  for (name, baseline), difference in differences.items():
+    d = difference.as_measured(maximize)
     p = [f"{p:.2g}" if p is not None else "–" for p in (d.adjusted_p, d.welch_p)]
-    table.append([name, baseline, f"{sign * d.mean:+.3g}", f"{low:+.3g} to {high:+.3g}", *p, d.verdict])
+    table.append([name, baseline, f"{d.mean:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}", *p, difference.verdict])
   return table
 
 

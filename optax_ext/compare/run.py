@@ -224,7 +224,7 @@ class Runner:
   ) -> tuple[Run, dict[str, jax.Array]]:
     """Evaluation `index` after steps of mean loss `loss`."""
     alone = len(settings.seed) == 1
-    measure = lambda run: evaluate(self.problem, run, data, with_test)
+    measure = lambda run: evaluate(self.problem, self.optimizer, run, data, with_test)
     values = _alone(measure)(runs) if alone else jax.lax.map(measure, runs, batch_size=TOGETHER)
     ends = lambda run, setting, loss, values: conclude(self.problem, self.protocol, run, setting, index, loss, values)
     ended = (_alone if alone else jax.vmap)(ends)(runs, settings, loss, values)

@@ -49,6 +49,12 @@ class Difference:
   identical: bool
   adjusted_p: float | None = None
 
+  def as_measured(self, maximize: bool) -> "Difference":
+    """Where more is better: with the signs of the metric, not those that make less better."""
+    if not maximize:
+      return self
+    return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low, baseline_mean=-self.baseline_mean)
+
   @property
   def verdict(self) -> str:
     """What can be said: "identical", "equal", "better", "worse", "undecided", or how many runs diverged.
@@ -114,9 +120,12 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 99
     return math.nan, math.nan
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
-  interval = scipy.stats.bootstrap(
-    (values,), np.mean, n_resamples=resamples, method="BCa", rng=np.random.default_rng(0)
-  ).confidence_interval
+  for method in ("BCa", "percentile"):  # BCa fails where values differ by rounding alone
+    interval = scipy.stats.bootstrap(
+      (values,), np.mean, n_resamples=resamples, method=method, rng=np.random.default_rng(0)
+    ).confidence_interval
+    if math.isfinite(interval.low + interval.high):
+      break
   return float(interval.low), float(interval.high)
 
 

@@ -56,7 +56,8 @@ def train(
     loss_of = lambda params: problem.loss_of(params, state, batch, key)
     (loss, state), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
     extra = {"value": loss, "grad": grads, "value_fn": lambda params: loss_of(params)[0]}  # for those that want them
-    updates, opt_state = tx.update(grads, opt_state, params, **extra)
+    updates, new_opt_state = tx.update(grads, opt_state, params, **extra)
+    opt_state = jax.tree.map(_in_dtype_of, new_opt_state, opt_state)  # a float32 setting may have widened it
     return (optax.apply_updates(params, updates), state, opt_state), loss
 
   carry: Any = (run.params, run.state, run.opt_state)
@@ -69,12 +70,13 @@ def train(
   return Run(params, state, opt_state, run.watch), loss
 
 
-def evaluate(problem: Problem, run: Run, data: Any, with_test: bool) -> dict[str, jax.Array]:
+def evaluate(problem: Problem, optimizer: Optimizer, run: Run, data: Any, with_test: bool) -> dict[str, jax.Array]:
   """Metrics of the validation data, and in reporting runs of the test data, as "validation/name" and "test/name"."""
   _, validation, test = data
-  values = {"validation": problem.metrics_of(run.params, run.state, validation)}
+  params = optimizer.evaluated(run.opt_state, run.params) if optimizer.evaluated else run.params
+  values = {"validation": problem.metrics_of(params, run.state, validation)}
   if with_test:
-    values["test"] = problem.metrics_of(run.params, run.state, test)
+    values["test"] = problem.metrics_of(params, run.state, test)
   return {f"{split}/{name}": jnp.asarray(value) for split, of in values.items() for name, value in of.items()}
 
 
@@ -90,5 +92,11 @@ def conclude(
   """Lets the protocol see evaluation `index`: the run may stop, or its learning rate change."""
   value = values[f"validation/{problem.metric}"]
   finite = jnp.isfinite(loss) & jnp.isfinite(value)
+  for leaf in jax.tree.leaves(run.params):
+    finite &= jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else True
   rate = setting.trial["learning_rate"]
   return run._replace(watch=judge(protocol, run.watch, index, problem.badness(value), rate, finite))
+
+
+def _in_dtype_of(new: Any, old: Any) -> Any:
+  return new if new.dtype == old.dtype else new.astype(old.dtype)

@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from optax_ext.compare.grid import MOST_EXTENSIONS, choose, edge
+from optax_ext.compare.grid import MOST_EXTENSIONS, edges, gap
 from optax_ext.compare.problem import Problem
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result
@@ -32,15 +32,17 @@ class Search:
 
   @property
   def best(self) -> dict[str, float] | None:
-    """The eligible trial of the least badness; of equal ones that of the smallest learning rate."""
-    eligible = [i for i, badness in enumerate(self.badness) if math.isfinite(badness)]
-    key = lambda i: (self.badness[i], self.trials[i]["learning_rate"])
-    return self.trials[min(eligible, key=key)] if eligible else None
+    """The eligible trial of the least badness; of equal ones the middle one in order of their learning rates."""
+    least = min(self.badness, default=math.inf)
+    if not math.isfinite(least):
+      return None
+    equal = [trial for trial, badness in zip(self.trials, self.badness, strict=True) if badness == least]
+    return sorted(equal, key=lambda trial: trial["learning_rate"])[(len(equal) - 1) // 2]
 
   @property
   def at_edge(self) -> bool:
-    """Whether the best learning rate is the highest or the lowest that was tried, where it alone was tuned."""
-    return self.best is not None and len(self.best) == 1 and edge(self.best["learning_rate"], [*self.by_rate]) != 0
+    """Whether the highest or the lowest learning rate that was tried is as good as any, where it alone was tuned."""
+    return self.best is not None and len(self.best) == 1 and bool(edges(self.by_rate))
 
   @property
   def by_rate(self) -> dict[float, float]:
@@ -74,21 +76,28 @@ class Tuner:
       self.search.badness.append(sum(badness) / len(badness))
 
   def on_grid(self, rates: Sequence[float], ratio: float) -> None:
-    """Tries a grid, extends it while its best is at an edge, then refines once around the best.
+    """Tries a grid, extends it while an edge is as good as any, then refines once around the best.
 
-    The refinement is at √ratio above and below, 10^¼ for half decades. Where nothing is eligible the grid extends down.
+    It is extended by the ratio of the last two rates at that edge, by `ratio` where there is one rate alone, and
+    refined at the root of the ratios to the neighbours: at 10^¼ above and below for half decades. Where nothing is
+    eligible the grid extends down.
     """
-    rates = sorted(rates)
+    rates, extensions = sorted(map(float, rates)), self.search.extensions
     self.try_all([{"learning_rate": rate} for rate in rates])
     while True:
-      best = choose(self.search.by_rate)
-      side = -1 if best is None else edge(best, rates)
-      if side == 0 or self.search.extensions[side] == MOST_EXTENSIONS:
+      sides = edges(self.search.by_rate) if self.search.best else [-1]
+      side = next((side for side in sides if extensions[side] < MOST_EXTENSIONS), 0)
+      if not side:
         break
-      self.search.extensions[side] += 1
-      rates = sorted([*rates, max(rates) * ratio if side > 0 else min(rates) / ratio])
+      extensions[side] += 1
+      last = rates[-1 if side > 0 else 0]
+      step = gap(rates, last, side, ratio)
+      rates = sorted([*rates, last * step if side > 0 else last / step])
       self.try_all([{"learning_rate": rates[-1 if side > 0 else 0]}])
-    self._refine(ratio**0.5, 2)
+    if self.search.best:
+      best = self.search.best["learning_rate"]
+      above, below = (gap(rates, best, side, ratio) ** 0.5 for side in (1, -1))
+      self.try_all([{"learning_rate": best * above}, {"learning_rate": best / below}])
 
   def top_up(self, trials: int, ratio: float) -> None:
     """Spends on ever finer steps around the best what others spent on extending their grids: one budget for all."""

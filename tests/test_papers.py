@@ -1,5 +1,6 @@
 """The papers' experiments: data, protocols and optimizers are the papers' own, and the report says what runs say."""
 
+import csv
 import json
 import math
 import pathlib
@@ -16,11 +17,12 @@ import scipy.stats
 from optax_ext import adamnx_gain, adax_gain
 from optax_ext.compare import Optimizer, Protocol, batches, data, keys
 from optax_ext.compare.bundled import load
-from optax_ext.compare.papers import california, cifar_10
+from optax_ext.compare.papers import GPT, california, cifar_10, shakespeare
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.paths import by_path
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "benchmarks" / "papers"))
+import adamnx
 import caadam
 import keras_optimizers
 import nd_adam
@@ -109,6 +111,18 @@ def test_resnet_20(folder):
   assert (
     jax.eval_shape(problem.metrics, *jax.eval_shape(problem.init, keys(0)[0]), problem.validation)["error"].shape == ()
   )
+
+
+def test_held_out_windows_do_not_overlap(monkeypatch):
+  """The text is its own places; of the default size nothing changes where more windows would fit."""
+  length = 1_115_394
+  monkeypatch.setattr(data, "tiny_shakespeare", lambda: np.arange(length))
+  for problem, count, characters in [(shakespeare(), 256, 65), (shakespeare(GPT(block=256), part=0.002), 217, 257)]:
+    starts = np.linspace(1_003_854, length - characters, 2 * count).astype(int)
+    assert np.diff(starts).min() >= characters
+    for part, expected in [(problem.validation, starts[::2]), (problem.test, starts[1::2])]:
+      np.testing.assert_array_equal(part["codes"], expected[:, None] + np.arange(characters))
+  assert 2 * 217 * 257 <= length - 1_003_854 < 2 * 218 * 257
 
 
 def test_published_factors_are_those_that_were_recorded(folder):
@@ -222,6 +236,10 @@ def test_adax_as_adamnx_is_the_same_rule():
   t = jnp.arange(1, 2001)
   np.testing.assert_allclose(adax_gain(b2 ** -(1 - b2) - 1)(t), adamnx_gain(b2)(t), rtol=1e-5)
   assert 2000 * (1 - b2) * abs(math.log(b2)) == pytest.approx(6.3, abs=0.1)
+  baselines = {name: adamnx.arm(name, gain).baselines for name, gain in adamnx.GAINS.items()}
+  assert baselines.pop("adam") == ()
+  assert baselines.pop("adax as adamnx, matched") == ("adam", "adamnx, matched")
+  assert set(baselines.values()) == {("adam",)}
 
 
 def test_the_angle_of_a_step():
@@ -231,29 +249,141 @@ def test_the_angle_of_a_step():
   np.testing.assert_allclose(nd_adam.turn(before, after), [0.15, 1.5], rtol=1e-5)
 
 
-def test_verdicts_in_words(tmp_path):
-  """All relative to a baseline of 0.5; the margin is 0.5% of it."""
-  numbers = {
-    ("at one rate", "better"): (-0.01, -0.015, -0.005),
-    ("tuned", "equal"): (0.001, 0.0, 0.002),
-  }
-  found = [
-    {"optimizer": "a", "baseline": "b", "comparison": comparison, "verdict": verdict}
-    | dict(zip(("mean", "low", "high"), values, strict=True))
-    | {"baseline_mean": 0.5, "margin": 0.0025}
-    for (comparison, verdict), values in numbers.items()
+def difference(optimizer, baseline, comparison, verdict, mean, low, high):
+  """As in comparisons.json, relative to a baseline of 0.5; the margin is 0.5% of it."""
+  numbers = {"mean": mean, "low": low, "high": high, "baseline_mean": 0.5, "margin": 0.0025}
+  return {"optimizer": optimizer, "baseline": baseline, "comparison": comparison, "verdict": verdict} | numbers
+
+
+def write_comparison(folder, metric, where, rows=(), differences=()):
+  """What `compare` leaves of a tuned comparison. `rows` are (optimizer, phase, learning rate, values of a run)."""
+  folder.mkdir(parents=True)
+  sentence = f"Test {metric} (less is better) {where}; at most 20 steps of 16 examples, evaluated every 10."
+  text = f"# problem: a, b\n\n{sentence}\n\n## Each at its best learning rate\n\n## How to read this\n"
+  (folder / "summary.md").write_text(text, "utf-8")
+  (folder / "comparisons.json").write_text(json.dumps(list(differences)), "utf-8")
+  (folder / "finished.jsonl").write_text('{"experiment": "0"}\n', "utf-8")
+  table = [
+    {"optimizer": optimizer, "phase": phase, "learning_rate": rate, "diverged": math.nan in values.values()} | values
+    for optimizer, phase, rate, values in rows
   ]
-  worse = found[0] | {"optimizer": "c", "verdict": "worse", "mean": 0.01, "low": 0.005, "high": 0.02}
-  undecided = found[1] | {"optimizer": "c", "verdict": "undecided", "low": -0.001, "high": 0.02}
-  diverged = found[1] | {"optimizer": "d", "verdict": "2 of 5 diverged (baseline 0)", "mean": None}
-  (tmp_path / "x").mkdir()
-  (tmp_path / "x" / "comparisons.json").write_text(json.dumps([*found, worse, undecided, diverged]), "utf-8")
-  assert pages.Pages(tmp_path, tmp_path).in_words("x", ["a", "c", "d"]) == [
+  with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
+    writer = csv.DictWriter(file, list(table[0]) if table else ["phase"])
+    writer.writeheader()
+    writer.writerows(table)
+
+
+def test_verdicts_in_words(tmp_path):
+  """The error after the last step decides; "e" has a higher one than "b" on every seed, "c" on one of two."""
+  found = [
+    difference("a", "b", "at one rate", "better", -0.01, -0.015, -0.005),
+    difference("a", "b", "tuned", "equal", 0.001, 0.0, 0.002),
+    difference("c", "b", "at one rate", "worse", 0.01, 0.005, 0.02),
+    difference("c", "b", "tuned", "undecided", 0.01, -0.001, 0.02),
+    difference("d", "b", "tuned", "2 of 5 diverged (baseline 0)", None, None, None),
+    difference("e", "b", "tuned", "undecided", 0.01, 0.001, 0.02),
+  ]
+  last = {"a": (0.5, 0.5), "b": (0.5, 0.5), "c": (0.499, 0.52), "d": (math.nan, 0.5), "e": (0.501, 0.52)}
+  rows = [
+    (name, phase, 1e-3, {"test/error best": 0.1, "test/error last": value})
+    for phase in ("tuning", "reporting", "one rate")
+    for name, of in last.items()
+    for value in of
+  ]
+  write_comparison(tmp_path / "x", "error", "after the last step", rows, found)
+  page = pages.Pages(tmp_path, tmp_path)
+  assert page.in_words("x", ["a", "c", "d", "e"]) == [
     "- a against b: at one learning rate better by 2% [1, 3]; each tuned equal to within 0.5%.",
     "- c against b: at one learning rate worse by 2% [1, 4]; each tuned undecided, from 0.2% lower to 4% higher.",
     "- d against b: each tuned 2 of 5 diverged (baseline 0).",
+    "- e against b: each tuned undecided (all 2 seeds higher), from 0.2% higher to 4% higher.",
     "",
   ]
+  assert page.verdict("x", "e", "b", "tuned") == "-2.00% [-4.00, -0.20], undecided (all 2 seeds higher)"
+  assert page.deciding("x") == "test/error last"
+  write_comparison(tmp_path / "y", "loss", "at the best validation value")
+  assert page.deciding("y") == "test/loss best"
+
+
+def test_runs_at_the_rate_that_the_facts_name(tmp_path):
+  """Where a comparison was continued with another best rate, runs at the one before are still in the file."""
+  run = lambda rate, seed: vars(Result({"learning_rate": rate}, seed, [1], {}, 0, False, False))
+  lines = [
+    json.dumps({"key": f"a|{rate}|{seed}|report", "result": run(rate, seed)}) for rate in (1, 2) for seed in (1, 0)
+  ]
+  (tmp_path / "finished.jsonl").write_text("\n".join(["{}", *lines, ""]), "utf-8")
+  found = lambda: [
+    (result.trial["learning_rate"], result.seed) for result in pages.Pages(tmp_path, tmp_path).reporting("")["a"]
+  ]
+  assert found() == [(1, 0), (2, 0), (1, 1), (2, 1)]
+  (tmp_path / "facts.json").write_text(json.dumps({"rates": {"a": 2}}), "utf-8")
+  assert found() == [(2, 0), (2, 1)]
+
+
+def test_losses_of_exadams_table(tmp_path):
+  """Means of two seeds at each rate; tuning runs are left out, and a diverged run is counted."""
+  losses = {"train/loss last": 1.0, "validation/loss best": 1.5, "validation/loss last": 1.7}
+  losses |= {"test/loss best": 1.6, "test/loss last": 1.8}
+  times = lambda factor: {name: factor * value for name, value in losses.items()}
+  rows = [("exadam", "tuning", 1e-3, times(100)), ("exadam", "reporting", 1e-3, times(1))]
+  rows += [("exadam", "reporting", 1e-3, times(3)), ("adam", "reporting", 1e-2, times(math.nan))]
+  rows += [("adam", "reporting", 1e-2, times(2)), ("exadam", "one rate", 1e-4, times(4))]
+  write_comparison(tmp_path / "exadam/small", "loss", "at the best validation value", rows)
+  lines = report.losses(pages.Pages(tmp_path, tmp_path), "exadam/small")
+  assert "| exadam | one for all | 4 | 6 | 6.8 | 6.4 | 7.2 | 0.611, 1.794 |" in lines
+  assert "| exadam | tuned | 2 | 3 | 3.4 | 3.2 | 3.6 | – |" in lines
+  assert "| adam | tuned | 2 (1 of 2 diverged) | 3 (1 of 2 diverged) |" in "\n".join(lines)
+  assert report.losses(pages.Pages(tmp_path, tmp_path), "exadam/full") == []
+
+
+def test_the_same_rule_differs_by_noise(tmp_path):
+  page = pages.Pages(tmp_path, tmp_path)
+  control = [
+    difference(*report.SAME_RULE, "at one rate", "equal", 0.001, 0.0, 0.002),
+    difference(*report.SAME_RULE, "tuned", "better", -0.01, -0.015, -0.005),
+  ]
+  other = difference(report.SAME_RULE[0], "adam", "tuned", "better", -0.01, -0.015, -0.005)
+  write_comparison(tmp_path / "alone", "error", "after the last step", differences=[other])
+  write_comparison(tmp_path / "both", "error", "after the last step", differences=[other, *control])
+  assert report.noise(page, "missing") == report.noise(page, "alone") == []
+  words = report.noise(page, "both")[0]
+  assert words.startswith('"adax as adamnx, matched" and "adamnx, matched" are the same rule')
+  assert words.endswith("it is -0.20% [-0.40, +0.00], equal; each tuned, +2.00% [+1.00, +3.00], better.")
+
+
+def test_logits_are_compared_on_the_same_seeds(tmp_path):
+  """With batch norm ND-Adam errs by 1 to 2 points less on each of 5 seeds, a tenth and more; one run of Adam fails."""
+  page = pages.Pages(tmp_path, tmp_path)
+  errors = {
+    "plain": {"adam": [0.11, 0.13], "nd_adam": [0.10, 0.11, 0.12, 0.13, 0.14]},
+    "batch_norm": {"adam": [0.11, 0.13, math.nan], "nd_adam": [0.09, 0.095, 0.11, 0.112, 0.125]},
+  }
+  for logits, of in errors.items():
+    assert report.logits_compared(page) == []
+    rows = [(name, "reporting", 1e-3, {"test/error last": e}) for name, values in of.items() for e in values]
+    write_comparison(tmp_path / "nd_adam" / logits, "error", "after the last step", rows)
+  lines = report.logits_compared(page)
+  assert "| optimizer | plain | batch norm |" in lines
+  assert "| adam | 12.00% (SD 1.41) | 12.00% (SD 1.41, 1 of 3 diverged) |" in lines
+  assert "| nd_adam | 12.00% (SD 1.58) | 10.64% (SD 1.40) |" in lines
+  (sentence,) = [line for line in lines if line.startswith("- nd_adam")]
+  assert sentence.startswith("- nd_adam, batch norm logits against plain ones on the same seeds: better by 11% [")
+  noisy = {"plain": [0.10, 0.11, 0.12], "l2": [0.11, 0.115, 0.14]}
+  (words,) = report.against_plain(noisy)
+  assert "l2 logits against plain ones on the same seeds: undecided (all 3 seeds higher), from" in words
+
+
+def test_error_at_equal_training_loss():
+  """The bar is 0.3, which "slow" reaches at its end and "fast" one evaluation earlier; a diverged run is counted."""
+  run = lambda seed, losses, errors, diverged=False: Result(
+    {"learning_rate": 1.0}, seed, [10, 20, 30], {"train/loss": losses, "test/error": errors}, 2, diverged, False
+  )
+  fast = [run(seed, [0.9, 0.3, 0.1], [0.5, 0.2 + 0.1 * seed, 0.9]) for seed in (0, 1)]
+  slow = [run(seed, [0.9, 0.5, 0.3 - 0.1 * seed], [0.5, 0.4, 0.1]) for seed in (0, 1)]
+  lines = report.equal_training_loss({"fast": [*fast, run(2, [9.0, 9.0, 9.0], [1, 1, 1], True)], "slow": slow})
+  assert "is at most 0.300. slow reaches the least far: it sets this bar and is measured at its end" in lines[2]
+  assert "| fast | 25.00% (SD 7.07, 1 of 3 diverged) | 20 |" in lines
+  assert "| slow | 10.00% (SD 0.00) | 30 |" in lines
 
 
 def test_the_report_says_what_the_runs_say(tmp_path):
@@ -289,6 +419,8 @@ def test_the_report_says_what_the_runs_say(tmp_path):
   assert "| +1.00% [" in depth
   assert 0 < low < 1 < high < 3
   assert "(papers/caadam/scale.png)" in text
+  claims = ["best +4.5%, last -14.5% (validation", "+23.6% (CIFAR-10", "+13.1% (CIFAR-100", "+2.6% (CIFAR-10"]
+  assert all(claim in text for claim in claims)
   missing = text[text.index("## Not run yet") :]
   assert "nd_adam.py tuned --logits plain`: interrupted after 3 runs" in missing
   assert "caadam.py published --network 128-64-32`: nothing" in missing

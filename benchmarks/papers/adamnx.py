@@ -4,9 +4,9 @@
     python benchmarks/papers/adamnx.py --problem text
 
 Adam's decay (0.999), Adafactor's, AdaX's and AdamNX's, as published and for the length of this training: AdamNX with
-T·(1−β₂)·|ln β₂| = 6.3 as in the paper. AdaX at the β that makes it AdamNX, β = β₂^{−(1−β₂)} − 1, is the same rule:
-what it differs by is noise. Weight decay 0.01 on weights alone; the rate falls linearly to 1% over the first 60%, as in
-the authors' programs; each decay at its own best rate.
+T·(1−β₂)·|ln β₂| = 6.3 as in the paper. AdaX at the β that makes it AdamNX, β = β₂^{−(1−β₂)} − 1, is the same rule, and
+is compared with it too: what they differ by is noise. Weight decay 0.01 on weights alone; the rate falls linearly to 1%
+over the first 60%, as in the authors' programs; each decay at its own best rate.
 """
 
 import jax
@@ -29,6 +29,7 @@ GAINS = {
   "adamnx, matched": adamnx_gain(MATCHED),
   "adax as adamnx, matched": adax_gain(MATCHED ** -(1 - MATCHED) - 1),
 }
+BASELINES = {"adam": (), "adax as adamnx, matched": ("adam", "adamnx, matched")}  # of others: Adam's decay
 
 
 def arm(name: str, gain: Gain) -> Optimizer:
@@ -39,7 +40,7 @@ def arm(name: str, gain: Gain) -> Optimizer:
     decay = optax.add_decayed_weights(0.01, decay_mask())
     return optax.chain(moments, decay, optax.scale_by_learning_rate(learning_rate))
 
-  return Optimizer(name, make, 1e-3, baselines=() if name == "adam" else ("adam",))
+  return Optimizer(name, make, 1e-3, baselines=BASELINES.get(name, ("adam",)))
 
 
 def linear(steps: int):

@@ -1,15 +1,20 @@
 """What the report reads of the raw results, and how it shows tables and pictures."""
 
 import collections
+import csv
 import json
+import math
 import os
 import pathlib
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from optax_ext.compare.run import Result
+
+PHASES = {"tuned": "reporting", "at one rate": "one rate"}  # comparisons, as runs.csv names their runs
 
 
 class Pages:
@@ -19,10 +24,14 @@ class Pages:
     self.folder, self.beside = folder, beside
     self.missing: list[str] = []
 
+  def complete(self, name: str) -> bool:
+    """Whether a tuned comparison is: its summary is written last."""
+    return (self.folder / name / "summary.md").exists()
+
   def finished(self, name: str, command: str, runs: int | None = None) -> bool:
     """Whether an experiment is complete, that is has `runs` runs or its summary; otherwise it is noted as missing."""
     done = len(self.lines(name))
-    if done == runs or (runs is None and (self.folder / name / "summary.md").exists()):
+    if done == runs or (runs is None and self.complete(name)):
       return True
     of = f" of {runs}" if runs else ""
     self.missing.append(
@@ -37,11 +46,14 @@ class Pages:
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[1:]]
 
   def reporting(self, name: str) -> dict[str, list[Result]]:
-    """Reporting runs by optimizer, in the order of their seeds."""
+    """Reporting runs by optimizer, in the order of their seeds; where the facts name a rate, those at that rate."""
+    facts = self.folder / name / "facts.json"
+    rates = json.loads(facts.read_text("utf-8"))["rates"] if facts.exists() else {}
     runs = collections.defaultdict(list)
     for line in self.lines(name):
       optimizer, _, _, phase = line["key"].split("|")
-      if phase == "report":
+      rate = line["result"]["trial"]["learning_rate"]
+      if phase == "report" and rate == rates.get(optimizer, rate):
         runs[optimizer].append(Result(**line["result"]))
     return {optimizer: sorted(of, key=lambda result: result.seed) for optimizer, of in runs.items()}
 
@@ -54,9 +66,33 @@ class Pages:
     return [*body.strip().splitlines(), "", *notes, "", f"![{name}: metric against learning rate]({picture})", ""]
 
   def differences(self, name: str) -> list[dict[str, Any]]:
-    """All differences of a tuned comparison, tuned and at one learning rate; none before it is complete."""
-    path = self.folder / name / "comparisons.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else []
+    """All differences of a tuned comparison, tuned and at one learning rate; none before it is complete.
+
+    "said" is the verdict, and whether all seeds agree where it is undecided.
+    """
+    if not self.complete(name):
+      return []
+    column = self.deciding(name)
+    values = {comparison: self.values(name, comparison, column) for comparison in PHASES}
+    found = json.loads((self.folder / name / "comparisons.json").read_text("utf-8"))
+    for of in found:
+      of["said"] = said(of["verdict"], *(values[of["comparison"]][of[side]] for side in ("optimizer", "baseline")))
+    return found
+
+  def deciding(self, name: str) -> str:
+    """The column of runs.csv that decides, as the summary says."""
+    text = (self.folder / name / "summary.md").read_text("utf-8")
+    metric, where = re.findall(r"^Test (\S+) \(.*\) (after the last step|at the best validation value);", text, re.M)[0]
+    return f"test/{metric} {'last' if where == 'after the last step' else 'best'}"
+
+  def values(self, name: str, comparison: str, column: str) -> dict[str, list[float]]:
+    """A column of runs.csv by optimizer, in the order of the seeds; NaN where a run diverged."""
+    values = collections.defaultdict(list)
+    with (self.folder / name / "runs.csv").open(encoding="utf-8", newline="") as file:
+      for row in csv.DictReader(file):
+        if row["phase"] == PHASES[comparison]:
+          values[row["optimizer"]].append(math.nan if row["diverged"] == "True" else float(row[column]))
+    return values
 
   def verdict(self, name: str, optimizer: str, baseline: str, comparison: str) -> str:
     """One of them in a cell of a table, in % of the baseline; `comparison` is "tuned" or "at one rate"."""
@@ -64,7 +100,7 @@ class Pages:
     for of in self.differences(name):
       if (of["optimizer"], of["baseline"], of["comparison"]) == wanted:
         numbers = [of[key] for key in ("mean", "low", "high", "baseline_mean")]
-        return of["verdict"] if None in numbers else f"{percent(*numbers)}, {of['verdict']}"
+        return of["said"] if None in numbers else f"{percent(*numbers)}, {of['said']}"
     return "not run yet"
 
   def in_words(self, name: str, optimizers: Iterable[str]) -> list[str]:
@@ -90,11 +126,13 @@ class Pages:
     figure.savefig(path, dpi=110)
     return [f"![{what}]({self.link(path)})", ""]
 
-  def tuned(self, name: str, title: str, command: str, optimizers: Sequence[str]) -> list[str]:
+  def tuned(
+    self, name: str, title: str, command: str, optimizers: Sequence[str], remarks: Sequence[str] = ()
+  ) -> list[str]:
     """The part of the report about one tuned comparison."""
     if not self.finished(name, command):
       return []
-    return [f"### {title}", "", *self.in_words(name, optimizers), *self.tables(name)]
+    return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -108,6 +146,15 @@ def percent(mean: float, low: float, high: float, reference: float) -> str:
   return f"{middle:+.2f}% [{least:+.2f}, {most:+.2f}]"
 
 
+def said(verdict: str, values: Sequence[float], baseline: Sequence[float]) -> str:
+  """A verdict; where it is undecided though every seed agrees in sign, that they do."""
+  lower = sum(value < other for value, other in zip(values, baseline, strict=True))
+  higher = sum(value > other for value, other in zip(values, baseline, strict=True))
+  if verdict != "undecided" or max(lower, higher) < len(values):
+    return verdict
+  return f"undecided (all {len(values)} seeds {'lower' if lower else 'higher'})"
+
+
 def in_words(difference: dict[str, Any]) -> str:
   """A verdict as a reader would say it; less is better."""
   verdict, reference = difference["verdict"], difference["baseline_mean"]
@@ -117,7 +164,7 @@ def in_words(difference: dict[str, Any]) -> str:
   if verdict == "equal":
     return f"equal to within {100 * difference['margin'] / reference:.2g}%"
   if verdict == "undecided":
-    return f"undecided, from {_changed(low)} to {_changed(high)}"
+    return f"{difference['said']}, from {_changed(low)} to {_changed(high)}"
   least, most = sorted((abs(low), abs(high)))
   return f"{verdict} by {abs(mean):.2g}% [{least:.2g}, {most:.2g}]"
 

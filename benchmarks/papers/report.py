@@ -6,6 +6,7 @@ Every number is computed from the raw results, every verdict follows from interv
 """
 
 import argparse
+import dataclasses
 import itertools
 import json
 import math
@@ -17,10 +18,11 @@ import numpy as np
 import scipy.stats
 from laboratory import RESULTS
 from matplotlib.figure import Figure
-from pages import Pages, percent, table
+from pages import Pages, in_words, percent, said, table
 
 from optax_ext.compare import paired
 from optax_ext.compare.papers import CALIFORNIA
+from optax_ext.compare.report import mean_of_survivors
 from optax_ext.compare.run import Result
 from optax_ext.compare.statistics import Difference, adjust
 
@@ -36,6 +38,27 @@ PUBLISHED = {
 }
 RULES = ("additive", "multiplicative", "depth")
 LOGITS = ("plain", "batch_norm", "l2")
+SAME_RULE = ("adax as adamnx, matched", "adamnx, matched")
+
+# Training loss and validation loss after the last step, from EXAdam's Table 3.
+TABLE_3 = {
+  "exadam": (0.611, 1.794),
+  "adam": (1.322, 1.567),
+  "adamw": (1.324, 1.560),
+  "ademamix": (1.287, 1.545),
+  "signum": (0.972, 1.530),
+  "adafactor": (0.813, 1.682),
+  "sgd": (2.744, 2.766),
+}
+
+# What its claims are about, and the columns of runs.csv that say it.
+LOSSES = {
+  "training, last": "train/loss last",
+  "validation, best": "validation/loss best",
+  "validation, last": "validation/loss last",
+  "test, best": "test/loss best",
+  "test, last": "test/loss last",
+}
 
 INTRODUCTION = """# The papers' experiments, run again
 
@@ -45,8 +68,9 @@ validation data with as many trials, and is judged on test data with fresh seeds
 
 Differences are between runs of the same seed (initialisation, order of the data, dropout), with 95% bootstrap intervals
 over seeds. "better" and "worse" need p < 0.05 after Holm's adjustment (from 5 seeds on) and an interval without 0;
-"equal" an interval inside ±0.5% of the baseline; all else is "undecided". Networks and data are small: see the limits
-at the end. Raw results, one line a run, lie in `papers/`; `python benchmarks/papers/report.py` makes this page of them.
+"equal" an interval inside ±0.5% of the baseline; all else is "undecided", and where all seeds agree in sign, that is
+said. Networks and data are small: see the limits at the end. Raw results, one line a run, lie in `papers/`;
+`python benchmarks/papers/report.py` makes this page of them.
 """
 
 CAADAM = """## CaAdam
@@ -81,9 +105,11 @@ LIMITS = """## Limits
 
 - Everything ran on a CPU: small networks, short trainings. EfficientNet and object detection are not among the
   experiments; ResNet-20 and the 14.3M-parameter language model (`exadam.py --full`) are, for a GPU.
-- In the tuned comparisons on images and text one seed chooses the learning rates, out of half-decade steps, which
-  is coarse: an optimizer may be unlucky in its rate.
-- Of runs with more than 20 evaluations raw results hold about eight, the best and the last among them.
+- The search for a learning rate is a grid of half decades, extended by up to three a side where the best is at an edge,
+  refined by 10^(1/4) around its best, and topped up in finer steps until all optimizers have equally many trials. On
+  images and text one seed chooses: an optimizer may be unlucky in its rate.
+- Of runs with more than 20 evaluations raw results hold about eight, the best and the last among them. Steps to target
+  need all: they were not kept for the California comparisons, whose tables have a – for them.
 - CaAdam's paper does not say how features and target are standardised: here by mean and deviation of the training
   part. Its initialisation is one for all runs, unknown to us: ours is another one.
 """
@@ -134,32 +160,50 @@ def in_short(pages: Pages) -> list[str]:
     *california,
     (
       "EXAdam, text, test loss (one rate: 1e-4)",
-      "best 0.07 lower, last 0.23 higher than Adam's last, at 1e-4",
+      f"best {claimed(1.497, 1.567)}, last {claimed(1.794, 1.567)} (validation: 1.497, 1.794; Adam's last 1.567)",
       "exadam/small",
       "exadam",
       "adam",
     ),
     (
       "EXAdam, images, test error (one rate: 1e-3)",
-      "2.4 points lower than Adam, at 1e-4",
+      f"{claimed(7.90, 10.34)} (CIFAR-10, at 1e-4: 7.90%, Adam 10.34%)",
       "images/cosine",
       "exadam",
       "adam",
     ),
-    ("AdamNX's decay, images, test error", "5.2 points lower than Adam's", "adamnx/images", "adamnx", "adam"),
+    (
+      "AdamNX's decay, images, test error",
+      f"{claimed(34.27, 39.44)} (CIFAR-100: 34.27%, Adam's decay 39.44%)",
+      "adamnx/images",
+      "adamnx",
+      "adam",
+    ),
     ("AdamNX's decay, text, test loss", "–", "adamnx/text", "adamnx", "adam"),
-    ("ND-Adam, images, test error", "0.1 points lower than SGD", "nd_adam/plain", "nd_adam", "sgd_l2"),
-    ("ND-Adam, images, test error", "lower than Adam (no number)", "nd_adam/plain", "nd_adam", "adam"),
+    (
+      "ND-Adam, against SGD with L2, images, test error",
+      f"{claimed(3.70, 3.80)} (CIFAR-10: 3.70%, SGD 3.80%)",
+      "nd_adam/plain",
+      "nd_adam",
+      "sgd_l2",
+    ),
+    ("ND-Adam, images, test error", "lower (no number)", "nd_adam/plain", "nd_adam", "adam"),
   ]
   for what, claim, name, optimizer, baseline in others:
     once = "–" if optimizer == "nd_adam" else pages.verdict(name, optimizer, baseline, "at one rate")
     rows.append([what, claim, once, pages.verdict(name, optimizer, baseline, "tuned")])
   explained = (
     "How far the optimizer's mean is below its baseline's (Adam's where none is named), in % of it: + is better. "
-    "CaAdam as published has the factors that its code miscounted, in the additive and multiplicative rules the same "
-    "for all kernels; as written it follows its equations, on the traced network."
+    "Claims are in the same unit, by the papers' own numbers. CaAdam as published has the factors that its code "
+    "miscounted, in the additive and multiplicative rules the same for all kernels; as written it follows its "
+    "equations, on the traced network."
   )
   return ["## In short", "", explained, "", *table(rows)]
+
+
+def claimed(value: float, baseline: float) -> str:
+  """What a paper claims, in the unit of the results."""
+  return f"{100 * (baseline - value) / baseline:+.1f}%"
 
 
 def caadam(pages: Pages) -> list[str]:
@@ -240,7 +284,9 @@ def gap_picture(gaps: Sequence[tuple[str, Any, float]]) -> Figure:
 def exadam(pages: Pages) -> list[str]:
   lines = [EXADAM]
   ours = ["exadam", "exadam_nolog"]
-  lines += pages.tuned("exadam/small", "Character GPT of 0.8M parameters on Shakespeare", "exadam.py", ours)
+  for name, parameters, command in (("small", "0.8M", "exadam.py"), ("full", "14.3M", "exadam.py --full")):
+    title = f"Character GPT of {parameters} parameters on Shakespeare"
+    lines += pages.tuned(f"exadam/{name}", title, command, ours) + losses(pages, f"exadam/{name}")
   with_caadam = [*ours, *(f"caadam_{rule}" for rule in RULES)]
   for schedule in ("cosine", "constant"):
     command = f"images.py --schedule {schedule}"
@@ -251,12 +297,45 @@ def exadam(pages: Pages) -> list[str]:
   return lines
 
 
+def losses(pages: Pages, name: str) -> list[str]:
+  """Training, validation and test loss of every optimizer, at one learning rate and tuned."""
+  if not pages.complete(name):
+    return []
+  rows = [["optimizer", "learning rate", *LOSSES, "in the paper: training, last validation"]]
+  for comparison in ("at one rate", "tuned"):
+    columns = [pages.values(name, comparison, column) for column in LOSSES.values()]
+    for optimizer in columns[0]:
+      values = [mean_of_survivors(column[optimizer]) for column in columns]
+      published = TABLE_3.get(optimizer) if comparison == "at one rate" else None
+      paper = ", ".join(f"{value:.3f}" for value in published) if published else "–"
+      rows.append([optimizer, "one for all" if comparison == "at one rate" else "tuned", *values, paper])
+  words = (
+    "Means over the reporting seeds; best is where the validation loss is least. The training loss is the mean over "
+    "the steps since the evaluation before, with dropout. The paper has all at 1e-4, and 14.3M parameters."
+  )
+  return ["#### Training, validation and test loss", "", words, "", *table(rows)]
+
+
 def adamnx(pages: Pages) -> list[str]:
   lines = [ADAMNX]
   ours = ["adafactor", "adax", "adamnx", "adamnx, matched", "adax as adamnx, matched"]
-  lines += pages.tuned("adamnx/images", "Images", "adamnx.py --problem images", ours)
-  lines += pages.tuned("adamnx/text", "Text", "adamnx.py --problem text", ours)
+  for problem in ("images", "text"):
+    name, command = f"adamnx/{problem}", f"adamnx.py --problem {problem}"
+    lines += pages.tuned(name, problem.capitalize(), command, ours, noise(pages, name))
   return lines
+
+
+def noise(pages: Pages, name: str) -> list[str]:
+  """What the same rule in other symbols differs by; nothing before they were compared."""
+  if all((of["optimizer"], of["baseline"]) != SAME_RULE for of in pages.differences(name)):
+    return []
+  once, tuned = (pages.verdict(name, *SAME_RULE, comparison) for comparison in ("at one rate", "tuned"))
+  words = (
+    f'"{SAME_RULE[0]}" and "{SAME_RULE[1]}" are the same rule in other symbols, so that their difference is noise: of '
+    "rounding that training amplifies and, tuned, of the one seed that chooses the rates. "
+    f"At one learning rate it is {once}; each tuned, {tuned}."
+  )
+  return [words, ""]
 
 
 def nd_adam(pages: Pages) -> list[str]:
@@ -264,7 +343,8 @@ def nd_adam(pages: Pages) -> list[str]:
   for logits in LOGITS:
     title = f"Fashion-MNIST, logits: {logits.replace('_', ' ')}"
     lines += pages.tuned(f"nd_adam/{logits}", title, f"nd_adam.py tuned --logits {logits}", ["nd_adam"])
-  if (pages.folder / "nd_adam/plain/summary.md").exists():
+  lines += logits_compared(pages)
+  if pages.complete("nd_adam/plain"):
     lines += equal_training_loss(pages.reporting("nd_adam/plain"))
   if pages.finished("nd_adam/initial-scale", "nd_adam.py claims", 27):
     lines += initial_scale(pages.reporting("nd_adam/initial-scale"))
@@ -274,40 +354,75 @@ def nd_adam(pages: Pages) -> list[str]:
   return lines + (angle_lines(pages, angles) if angles else [])
 
 
+def logits_compared(pages: Pages) -> list[str]:
+  """Test error by optimizer and logits."""
+  done = [logits for logits in LOGITS if pages.complete(f"nd_adam/{logits}")]
+  if len(done) < 2:
+    return []
+  errors = {logits: pages.values(f"nd_adam/{logits}", "tuned", "test/error last") for logits in done}
+  rows = [["optimizer", *(logits.replace("_", " ") for logits in done)]]
+  for name in errors[done[0]]:
+    rows.append([name, *(spread(of.get(name, [])) for of in errors.values())])
+  words = "Test error after the last step (mean and SD over seeds), each optimizer tuned for each kind of logits."
+  of_nd_adam = {logits: of["nd_adam"] for logits, of in errors.items()}
+  return ["### Logits compared", "", words, "", *table(rows), *against_plain(of_nd_adam), ""]
+
+
+def against_plain(errors: dict[str, list[float]]) -> list[str]:
+  """What other logits than the plain ones change for ND-Adam, seed by seed."""
+  others = [logits for logits in errors if logits != "plain" and "plain" in errors]
+  sentences = []
+  for logits, found in zip(others, adjust([paired(errors[of], errors["plain"]) for of in others]), strict=True):
+    verdict = {"verdict": found.verdict, "said": said(found.verdict, errors[logits], errors["plain"])}
+    words = in_words(dataclasses.asdict(found) | verdict)
+    sentences.append(f"- nd_adam, {logits.replace('_', ' ')} logits against plain ones on the same seeds: {words}.")
+  return sentences
+
+
+def spread(errors: Sequence[float]) -> str:
+  """Mean and SD in % of the runs that did not diverge, and how many did."""
+  alive = [100 * error for error in errors if math.isfinite(error)]
+  lost = f", {len(errors) - len(alive)} of {len(errors)} diverged" if len(alive) < len(errors) else ""
+  return f"{np.mean(alive):.2f}% (SD {np.std(alive, ddof=1):.2f}{lost})" if len(alive) > 1 else "–"
+
+
 def equal_training_loss(runs: dict[str, list[Result]]) -> list[str]:
   """Test error where the training loss first falls to what every optimizer reaches."""
-  reached = max(result.curves["train/loss"][-1] for of in runs.values() for result in of if not result.diverged)
+  alive = {name: [result for result in of if not result.diverged] for name, of in runs.items()}
+  ends = [(result.curves["train/loss"][-1], name) for name, of in alive.items() for result in of]
+  reached, least_far = max(ends)
   rows = [["optimizer", "test error", "steps"]]
-  for name, of in runs.items():
-    at = [next(i for i, loss in enumerate(r.curves["train/loss"]) if loss <= reached) for r in of if not r.diverged]
-    alive = [result for result in of if not result.diverged]
-    errors = [100 * result.curves["test/error"][i] for result, i in zip(alive, at, strict=True)]
-    steps = [result.steps[i] for result, i in zip(alive, at, strict=True)]
-    rows.append([name, f"{np.mean(errors):.2f}% (SD {np.std(errors, ddof=1):.2f})", f"{np.mean(steps):.0f}"])
-  return [
-    "### Test error at equal training loss",
-    "",
-    f"Where the training loss first is at most {reached:.3f}.",
-    "",
-    *table(rows),
-  ]
+  for name, of in alive.items():
+    at = [next(i for i, loss in enumerate(result.curves["train/loss"]) if loss <= reached) for result in of]
+    errors = [result.curves["test/error"][i] for result, i in zip(of, at, strict=True)]
+    steps = [result.steps[i] for result, i in zip(of, at, strict=True)]
+    lost = [math.nan] * (len(runs[name]) - len(of))
+    rows.append([name, spread(errors + lost), f"{mean(steps):.0f}" if steps else "–"])
+  words = (
+    f"Where the training loss, the running mean of an epoch, first is at most {reached:.3f}. {least_far} reaches the "
+    "least far: it sets this bar and is measured at its end, the others earlier in the cosine, before their learning "
+    "rates have fallen as far."
+  )
+  return ["### Test error at equal training loss", "", words, "", *table(rows)]
 
 
 def initial_scale(runs: dict[str, list[Result]]) -> list[str]:
   """Test error by factor of the initial kernels."""
-  rows = [["optimizer", "kernels × 0.1", "× 1", "× 10"]]
+  rows = [["optimizer", "kernels × 0.1", "× 1", "× 10", "largest change of the mean"]]
   for name in dict.fromkeys(arm.partition(",")[0] for arm in runs):
-    errors = [
+    small, same, large = (
       [100 * r.curves["test/error"][-1] for r in runs[f"{name}, kernels × {scale}"]] for scale in (0.1, 1.0, 10.0)
-    ]
-    rows.append([name, *(f"{np.mean(of):.2f}% ({min(of):.2f} to {max(of):.2f})" for of in errors)])
+    )
+    change = max((mean(of) - mean(same) for of in (small, large)), key=abs)
+    each = (f"{mean(of):.2f}% ({min(of):.2f} to {max(of):.2f})" for of in (small, same, large))
+    rows.append([name, *each, f"{change:+.2f} points"])
   words = "Test error (mean, least to most of 3 seeds) at the tuned rate. The claim: ND-Adam's does not change."
   return ["### Initial kernels multiplied", "", words, "", *table(rows)]
 
 
 def angle_lines(pages: Pages, angles: dict[str, dict[str, dict[str, list[float]]]]) -> list[str]:
   """How the angle of a step and the length of vectors change, beside the schedule."""
-  rows = [["optimizer", "length, end over start", "angle over schedule, second to last tenth over second"]]
+  rows = [["optimizer", "length after a tenth", "at the end", "angle over schedule, second to last tenth over second"]]
   figure = Figure(figsize=(11, 4), layout="constrained")
   panels = figure.subplots(1, 2)
   for color, (name, layers) in zip(itertools.cycle([f"C{i}" for i in range(10)]), angles.items(), strict=False):
@@ -316,7 +431,7 @@ def angle_lines(pages: Pages, angles: dict[str, dict[str, dict[str, list[float]]
     relative = angle / (0.5 * (1 + np.cos(math.pi * count / len(angle))))
     tenth = max(len(angle) // 10, 1)
     change = relative[-2 * tenth : -tenth].mean() / relative[tenth : 2 * tenth].mean()
-    rows.append([name, f"{length[-1] / length[0]:.2f}", f"× {change:.2f}"])
+    rows.append([name, *(f"× {length[at] / length[0]:.2f}" for at in (tenth, -1)), f"× {change:.2f}"])
     panels[0].plot(count + 1, angle, color=color, label=name, linewidth=1)
     panels[1].plot(count + 1, length, color=color, label=name, linewidth=1)
   for panel, title in zip(panels, ["angle of a step (radians)", "length of the vectors"], strict=True):

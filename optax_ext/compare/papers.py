@@ -201,12 +201,15 @@ def shakespeare(model: GPT = GPT(), batch_size: int = 16, part: float = 0.1, hel
     model: Its size.
     batch_size: Windows of `model.block` characters in a batch. An epoch visits every place of the text once.
     part: Of the text, to train on; small, so that the model overfits in few steps as the paper's does.
-    held_out: Validation windows, and as many test windows, alternating over the text's last tenth.
+    held_out: Validation windows, and as many test windows, alternating over the text's last tenth; fewer where so many
+      would overlap.
   """
   text = data.tiny_shakespeare()
   places = np.arange(int(part * len(text)) - model.block)
-  tail = np.linspace(int(0.9 * len(text)), len(text) - model.block - 1, 2 * held_out).astype(int)
-  windows = lambda starts: {"codes": text[starts[:, None] + np.arange(model.block + 1)]}
+  first, length = int(0.9 * len(text)), model.block + 1
+  held_out = min(held_out, (len(text) - first) // (2 * length))
+  tail = np.linspace(first, len(text) - length, 2 * held_out).astype(int)
+  windows = lambda starts: {"codes": text[starts[:, None] + np.arange(length)]}
 
   def init(key: jax.Array) -> Any:
     return model.init(key, jnp.zeros((1, model.block), jnp.int32), training=False)["params"]

@@ -3,16 +3,17 @@
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 import optax
 
-from optax_ext.checks import Scalar, check_rate, is_concrete
+from optax_ext.checks import Scalar, check_number, check_rate, is_concrete
 from optax_ext.debias import cross_moment, standard
 from optax_ext.moments import accelerated_ratio, adam_ratio, scale_by_moments
 from optax_ext.one_pass import in_one_pass
 from optax_ext.rounding import Stochastic
 from optax_ext.schedules import adam_gain, adamnx_gain, constant_gain, log_step_size
 from optax_ext.storage import cast_updates
-from optax_ext.structure import Multiplicative, Structure, scale_by_structure, weight_axes
+from optax_ext.structure import Multiplicative, Structure, check_structure, scale_by_structure, weight_axes
 from optax_ext.vectors import Axes, AxisName, per_vector, project_out_params, renormalize_params, vector_mask
 
 Mask = Any | Callable[[optax.Params], Any] | None
@@ -59,8 +60,8 @@ def exadam(
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
-      numbers (at init); `params` is missing (at update, where there is weight decay).
+    TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
+      `params` is missing (at update, where there is weight decay).
 
   Example:
     >>> import jax.numpy as jnp
@@ -78,6 +79,8 @@ def exadam(
     Adly, `EXAdam: The Power of Adaptive Cross-Moments <https://arxiv.org/abs/2412.20302v1>`_, 2024, Algorithm 1
   """
   check_rate("learning_rate", learning_rate)
+  check_number("b1", b1, "[0, 1)")
+  check_number("b2", b2, "[0, 1)")
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -133,8 +136,8 @@ def adamnx(
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not a number, or outside its range; a parameter is not of floating or complex
-      numbers (at init); `params` is missing (at update, where there is weight decay).
+    TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
+      `params` is missing (at update, where there is weight decay).
 
   Example:
     >>> import jax.numpy as jnp
@@ -153,6 +156,7 @@ def adamnx(
     moment estimate <https://arxiv.org/abs/2511.13465>`_, 2025, Algorithm 1
   """
   check_rate("learning_rate", learning_rate)
+  check_number("b1", b1, "[0, 1)")
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -211,9 +215,8 @@ def caadam(
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not a number, or outside its range; `rule` is none; a parameter is not of
-      floating or complex numbers (at init); the scales do not match the parameters, or `params` is missing where there
-      is weight decay (at update).
+    TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init); the
+      scales do not match the parameters, or `params` is missing where there is weight decay (at update).
 
   Example:
     >>> import jax.numpy as jnp
@@ -229,6 +232,8 @@ def caadam(
     <https://arxiv.org/abs/2410.24216>`_, 2024, Equations 15 to 22
   """
   check_rate("learning_rate", learning_rate)
+  check_number("b1", b1, "[0, 1)")
+  check_number("b2", b2, "[0, 1)")
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -303,9 +308,9 @@ def nd_adam(
     An `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not a number, or outside its range; axes are not tuples of ints, or name an
-      axis that a leaf does not have; both `axes` and `structure` are given; a parameter is not of floating or complex
-      numbers (at init); `params` is missing (at update).
+    TypeError, ValueError: an argument is not as above; axes name one that a leaf does not have; both `axes` and
+      `structure` are given; a parameter is not of floating or complex numbers (at init); `params` is missing (at
+      update).
 
   Example:
     >>> import jax.numpy as jnp
@@ -330,10 +335,13 @@ def nd_adam(
   if vector_learning_rate is None:
     vector_learning_rate = _times(50, learning_rate)
   check_rate("vector_learning_rate", vector_learning_rate)
+  check_number("b1", b1, "[0, 1)")
+  check_number("b2", b2, "[0, 1)")
+  check_structure(structure)
   if axes is not None and structure is not None:
     raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
   if axes is None:
-    axes = structure or (lambda path, leaf: weight_axes(path, leaf.shape))
+    axes = structure or (lambda path, leaf: weight_axes(path, jnp.shape(leaf)))
   mean_gain, square_gain = constant_gain(b1), constant_gain(b2)
   debias, ratio, square = standard(b1, b2), adam_ratio(eps, eps_root), per_vector(axes, axis_name=axis_name)
   vector_rate = optax.scale_by_learning_rate(vector_learning_rate)

@@ -1,7 +1,7 @@
-"""Checks of numeric arguments, made once when an optimizer is built.
+"""Checks of arguments, made once when an optimizer is built.
 
-Only Python and NumPy scalars are looked at. A `jax.Array`, concrete or traced, passes: its value belongs to the program
-(`optax.inject_hyperparams` turns every number into one).
+Of numbers only Python and NumPy scalars are looked at. A `jax.Array`, concrete or traced, passes: its value belongs to
+the program (`optax.inject_hyperparams` turns every number into one).
 """
 
 import math
@@ -9,6 +9,7 @@ import numbers
 from typing import Any, TypeGuard
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 Scalar = float | jax.Array
@@ -49,3 +50,19 @@ def check_rate(name: str, value: Any) -> None:
         f"{name} must be a number in [0, inf) or a schedule (a callable of the step count), but was {value!r} of "
         f"type {type(value).__name__}."
       ) from None
+
+
+def check_function(name: str, value: Any, such_as: str) -> None:
+  """Raises `TypeError` unless `value` can be called, as what `such_as` returns can."""
+  if not callable(value):
+    raise TypeError(f"{name} must be a function, such as {such_as}, but was {value!r}.")
+
+
+def check_dtype(name: str, value: Any, kind: Any = jnp.floating) -> None:
+  """Raises `TypeError` unless `value` is `None` or stands for a dtype of the given kind."""
+  try:
+    known = value is None or jnp.issubdtype(jnp.dtype(value), kind)
+  except TypeError:
+    known = False
+  if not known:
+    raise TypeError(f"{name} must be a floating-point dtype, such as jnp.bfloat16, or None, but was {value!r}.")

@@ -15,8 +15,8 @@ import optax
 class Applied:
   """A new parameter, where otherwise its update would be.
 
-  Neither an array nor a pytree node: a link of a chain that computes with updates fails on it, where it would be wrong
-  to scale or add to a parameter as if it were an update.
+  Neither an array nor a pytree node, and without operators: a link of a chain that computes with updates fails on it,
+  where it would be wrong to scale or add to a parameter as if it were an update.
   """
 
   __slots__ = ("param",)
@@ -24,11 +24,9 @@ class Applied:
   def __init__(self, param: jax.Array):
     self.param = param
 
-  def __jax_array__(self) -> jax.Array:
-    raise TypeError(
-      "A fused kernel has applied this update already, but a later link or wrapper computes with it: put the optimizer "
-      "last in its chain, or call `tx.update` and `optax.apply_updates` in place of `update_and_apply`."
-    )
+  def __getattr__(self, name: str) -> Any:
+    # Not an AttributeError, after which `jnp.ndim` and others go on with a default
+    raise TypeError(f"Applied holds a new parameter in place of an update, and has no {name}.")
 
 
 def update_and_apply(
@@ -62,7 +60,15 @@ def update_and_apply(
   """
   if isinstance(tx, optax.GradientTransformationExtraArgs):
     extra_args = extra_args | {"return_applied": True}
-  updates, state = tx.update(grads, state, params, **extra_args)
+  try:
+    updates, state = tx.update(grads, state, params, **extra_args)
+  except (TypeError, ValueError, AttributeError) as error:
+    if Applied.__name__ not in str(error):
+      raise
+    raise TypeError(
+      "A fused kernel has applied an update already, but a later link or wrapper computes with it: put the optimizer "
+      "last in its chain, or call `tx.update` and `optax.apply_updates` in place of `update_and_apply`."
+    ) from error
 
   def apply(param: Any, update: Any) -> Any:
     return update.param if isinstance(update, Applied) else optax.apply_updates(param, update)

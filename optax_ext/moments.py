@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext.checks import Scalar, check_number
+from optax_ext.checks import Scalar, check_dtype, check_function, check_number
 from optax_ext.debias import Debias, Moments, abs_sq
 from optax_ext.once import once_per_shape
 from optax_ext.paths import map_with_paths
@@ -116,7 +116,7 @@ def scale_by_moments(
     ratio: Makes the update of the moments; `adam_ratio()` by default.
     square: From a leaf's path and gradient to what v averages: a real array that broadcasts against the gradient and is
       0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
-    mu_dtype: Stores m; by default the parameter's dtype.
+    mu_dtype: Stores m; by default the parameter's dtype. Means of complex parameters stay complex, of real ones real.
     nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
     rounding: How moments are rounded to a bfloat16 `mu_dtype` or `nu_dtype`: to the nearest, or by chance with
       `stochastic(seed)`.
@@ -126,8 +126,8 @@ def scale_by_moments(
     its largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
 
   Raises:
-    TypeError: `rounding` is neither of the two; at init, for a parameter that is not an array of floating or complex
-      numbers, whose path is named.
+    TypeError: a gain, a rule, a ratio or a square is no function, a dtype no floating-point one, `rounding` neither of
+      the two; at init, for a parameter that is not an array of floating or complex numbers, whose path is named.
 
   Example:
     Adam with AdamNX's second-moment decay:
@@ -148,9 +148,16 @@ def scale_by_moments(
   References:
     Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014
   """
+  debias = (lambda t: lambda moments: moments) if debias is None else debias
+  ratio = adam_ratio() if ratio is None else ratio
+  check_function("mean_gain", mean_gain, "constant_gain(0.9)")
+  check_function("square_gain", square_gain, "constant_gain(0.999)")
+  check_function("debias", debias, "standard(0.9, 0.999)")
+  check_function("ratio", ratio, "adam_ratio()")
+  check_function("square", square, "per_vector(axes)")
+  check_dtype("mu_dtype", mu_dtype, jnp.inexact)
+  check_dtype("nu_dtype", nu_dtype)
   check_rounding(rounding)
-  ratio = ratio or adam_ratio()
-  debias = debias or (lambda t: lambda moments: moments)
 
   def init(params: optax.Params) -> optax.ScaleByAdamState:
     def zero_mean(path: str, leaf: Any) -> jax.Array:

@@ -48,11 +48,11 @@ class BatchNormLogits(nnx.Module):
     rngs: nnx.Rngs,
   ):
     self.scale = scale
+    self.dtype = dtype
     self.norm = nnx.BatchNorm(
       num_classes,
       momentum=momentum,
       epsilon=epsilon,
-      dtype=dtype,
       param_dtype=param_dtype,
       axis_name=axis_name,
       use_scale=False,
@@ -63,5 +63,6 @@ class BatchNormLogits(nnx.Module):
 
   def __call__(self, logits: jax.Array, use_running_average: bool | None = None) -> jax.Array:
     """Normalised logits; by default with the batch's statistics in training and the running ones in evaluation."""
-    normalized = self.norm(logits, use_running_average=use_running_average)
-    return self.scale * normalized + jnp.asarray(self.bias[...], normalized.dtype)
+    normalized = self.norm(logits, use_running_average=use_running_average)  # float32 at least, as its statistics
+    shifted = self.scale * normalized + jnp.asarray(self.bias[...], normalized.dtype)
+    return shifted.astype(logits.dtype if self.dtype is None else self.dtype)

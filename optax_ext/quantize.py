@@ -54,8 +54,8 @@ def quantize_state(
       scale = the largest size in each row or block;     codes = encode(moments, scale)
 
   Moments are found by the names of their fields in the state, and coded where they are floating-point arrays with the
-  shape of their parameter and `min_size` elements or more. All else stays as it is: counts, small leaves, ND-Adam's
-  second moment, hyperparameters, accumulated gradients.
+  shape of their parameter and `min_size` elements or more. All else stays as it is: counts, scalars, small leaves,
+  ND-Adam's second moment, hyperparameters, accumulated gradients.
 
   The codes are Dettmers' dynamic ones, 8 bits with about two decimal digits for the largest numbers and one for those
   10⁴ times smaller. The zero of a moment stays 0, and no second moment becomes 0. With `block=None` there is one scale
@@ -129,7 +129,7 @@ def quantize_state(
       if leaf.dtype in CODES:
         raise ValueError(f"A moment has dtype {leaf.dtype} already, but quantize_state stores floating-point moments.")
       like_param = leaf.shape == jnp.shape(param) and jnp.issubdtype(leaf.dtype, jnp.floating)
-      return like_param and leaf.size >= min_size
+      return like_param and leaf.ndim > 0 and leaf.size >= min_size
 
     def first_scale(dtype: Any, leaf: Any, param: Any) -> jax.Array:
       if not is_large(leaf, param):

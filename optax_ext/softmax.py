@@ -25,7 +25,8 @@ def l2_logits(logits: jax.Array, weight: Scalar = 1e-3) -> jax.Array:
     A scalar, float32 or wider.
 
   Raises:
-    TypeError, ValueError: `weight` is not a number, or negative; `logits` is a scalar.
+    TypeError, ValueError: `weight` is not a number, or negative; `logits` is a scalar, or not of floating or complex
+      numbers.
 
   Example:
     >>> print(l2_logits(jnp.array([[3.0, 4.0], [0.0, 0.0]]), weight=0.1))
@@ -36,6 +37,9 @@ def l2_logits(logits: jax.Array, weight: Scalar = 1e-3) -> jax.Array:
     softmax; λ = 1e-3 from its experiments
   """
   check_number("weight", weight)
+  dtype = getattr(logits, "dtype", type(logits))
+  if not jnp.issubdtype(dtype, jnp.inexact):
+    raise TypeError(f"logits must be an array of floating or complex numbers, but was of {dtype}.")
   if jnp.ndim(logits) == 0:
     raise ValueError("logits must have an axis of classes, but was a scalar.")
   z = jnp.asarray(logits, arithmetic_dtype(logits))

@@ -70,10 +70,7 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
       return grad
     g, w = _in_arithmetic(grad, param)
     total = sum_over(along, names_of(path, grad))
-    square = total(_product(w, w))
-    coefficient = total(_product(g, w)) / jnp.where(square > 0, square, 1)
-    usable = (square > 0) & jnp.isfinite(coefficient)
-    return g - jnp.where(usable, coefficient, 0) * w
+    return g - coefficient(total(_product(g, w)), total(_product(w, w))) * w
 
   return _stateless_with_params("project_out_params", project)
 
@@ -155,9 +152,13 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
     if along is None:
       return param
     w = jnp.asarray(param, arithmetic_dtype(param))
-    # squares of huge or tiny weights leave the dtype's range
+    # Squares of huge or tiny weights leave the dtype's range. A power of two rounds nothing, and within these limits is
+    # a normal number, as the reciprocal of the largest weight may not be. Without the barrier XLA takes (w·w)·(s·s) for
+    # (w·s)·(w·s) where s is a constant.
     largest = jnp.max(jnp.abs(w), axis=along, keepdims=True, initial=0)
-    w = w / jnp.where(largest > 0, largest, 1)
+    limit = jnp.finfo(largest.dtype).maxexp - 28
+    exponent = jnp.clip(jnp.frexp(largest)[1], -limit, limit)
+    w = jax.lax.optimization_barrier(w * jnp.ldexp(jnp.ones_like(largest), -exponent))
     return unit(w, sum_over(along)(_product(w, w))).astype(leaf_dtype(param))
 
   return map_with_paths(normalize, params)
@@ -205,7 +206,7 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
     vectors: Whether to show the vectors, or all other leaves.
 
   Returns:
-    A function from a tree to a tree of booleans.
+    A function from a tree to a tree of booleans, `False` for `None`.
 
   Raises:
     TypeError, ValueError: as `project_out_params`.
@@ -220,7 +221,11 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
   def shown(path: str, leaf: Any) -> bool:
     return (axes_of(path, leaf) is not None) == vectors
 
-  return lambda tree: map_with_paths(shown, tree)
+  def mask(tree: Any) -> Any:
+    # optax.masked maps the gradients' mask over the parameters too, which may be there where a gradient is not.
+    return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=lambda leaf: leaf is None)
+
+  return mask
 
 
 def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
@@ -261,10 +266,9 @@ def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:
   def given(path: str, leaf: Any) -> AxesOfLeaf:
     del leaf
     if path not in table:
-      known = ", ".join(map(repr, sorted(table, key=natural_key)[:5]))
-      raise ValueError(
-        f"Axes were given for {known} and so on, but not for leaf {path!r}: add it, with None for scalars."
-      )
+      known = [repr(name) for name in sorted(table, key=natural_key)]
+      others = f"only for {', '.join(known[:5])}{' and so on' * (len(known) > 5)}" if known else "nor for any other"
+      raise ValueError(f"No axes were given for leaf {path!r}, {others}: add it, with None for scalars.")
     return table[path]
 
   return given
@@ -319,9 +323,9 @@ def _product(a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def coefficient(product: jax.Array, square: jax.Array) -> jax.Array:
-  """(g·w)/(w·w), the part of g along w; 0 where the squared length is 0, or either leaves the dtype's range."""
-  usable = (square > 0) & jnp.isfinite(square) & jnp.isfinite(product)
-  return jnp.where(usable, product / jnp.where(usable, square, 1), 0)
+  """(g·w)/(w·w), the part of g along w; 0 where the squared length is 0, or the quotient leaves the dtype's range."""
+  quotient = product / jnp.where(square > 0, square, 1)
+  return jnp.where((square > 0) & jnp.isfinite(quotient), quotient, 0)
 
 
 def unit(w: jax.Array, square: jax.Array) -> jax.Array:

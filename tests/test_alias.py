@@ -402,9 +402,9 @@ def test_signatures_are_those_of_adamw():
   [
     ({"learning_rate": -1e-3}, "learning_rate must be a number in"),
     ({"learning_rate": float("nan")}, "learning_rate must be a number in"),
-    ({"learning_rate": 1e-3, "b1": 1.0}, "must be a number in"),
-    ({"learning_rate": 1e-3, "b2": -0.1}, "must be a number in"),
-    ({"learning_rate": 1e-3, "b2": 1.0}, "must be a number in"),
+    ({"learning_rate": 1e-3, "b1": 1.0}, r"^b1 must be a number in \[0, 1\), but was 1.0"),
+    ({"learning_rate": 1e-3, "b2": -0.1}, "^b2 must be a number in"),
+    ({"learning_rate": 1e-3, "b2": 1.0}, "^b2 must be a number in"),
     ({"learning_rate": 1e-3, "eps": -1e-8}, "eps must be a number in"),
     ({"learning_rate": 1e-3, "eps_root": -1.0}, "eps_root must be a number in"),
   ],
@@ -419,6 +419,14 @@ def test_values_outside_their_range(make, kwargs, says):
 def test_learning_rates_that_are_no_numbers(make, bad):
   with pytest.raises(TypeError, match=r"learning_rate must be a number in .* or a schedule"):
     make(bad)
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
+@pytest.mark.parametrize("bad", [jnp.int8, int, bool, "foo", 3])
+def test_dtypes_that_moments_cannot_have(make, name, bad):
+  with pytest.raises(TypeError, match=f"^{name} must be a floating-point dtype, .* or None, but was "):
+    make(1e-3, **{name: bad})
 
 
 @pytest.mark.parametrize("make", [ALL[name] for name in ("exadam", "adamnx", "caadam")])
@@ -438,6 +446,9 @@ def test_bad_arguments_of_single_optimizers():
     optax_ext.nd_adam(1e-3, axes=(0,), structure=optax_ext.structure_from_params(PARAMS))
   with pytest.raises(ValueError, match="has no axis 3"):
     optax_ext.nd_adam(1e-3, axes=lambda path, leaf: (3,)).init(PARAMS)
+  for structure in (PARAMS, {}):
+    with pytest.raises(TypeError, match=r"^structure must be a Structure, as .* or None, but was a dict"):
+      optax_ext.nd_adam(1e-3, structure=structure)
 
 
 def test_params_are_needed_for_decay_and_vectors_only():
@@ -505,6 +516,7 @@ def test_odd_trees(make):
     {},
     {"a": None, "b": jnp.ones((0, 3))},
     jnp.ones(()),
+    {"w": 1.0},
     [jnp.ones(2), (jnp.ones((2, 2)),)],
     {"c": jnp.ones((2, 2), jnp.complex64)},
   ):

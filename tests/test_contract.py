@@ -158,6 +158,22 @@ def test_masked_inside_masked_and_partition_inside_partition(make):
   close(bias(got), second_updates(optax_ext.exadam(RATE), bias(GRADS), bias(PARAMS)))
 
 
+@every
+@pytest.mark.parametrize("leaf", ["kernel", "bias"])
+def test_a_missing_gradient(make, leaf):
+  """It has no update and keeps its moments; the others are treated as if its parameter were missing too."""
+  tx, hide = make(RATE), lambda tree: tree | {"Dense_0": tree["Dense_0"] | {leaf: None}}
+  state = path(make)[1][1]
+  updates, new = jax.jit(tx.update)(hide(GRADS), state, PARAMS)
+  assert updates["Dense_0"][leaf] is None
+  assert jax.tree.structure(new) == jax.tree.structure(state)
+  for name in ("mu", "nu"):
+    kept, old = (optax.tree.get(of, name, GRADS)["Dense_0"][leaf] for of in (new, state))
+    np.testing.assert_array_equal(kept, old)
+  want = second_updates(tx, hide(GRADS), hide(PARAMS))
+  close(second_updates(tx, hide(GRADS), PARAMS), want)
+
+
 @pytest.mark.parametrize(
   ("tx", "sees_all"),
   [

@@ -49,6 +49,10 @@ def test_complex_parameters_as_optax_adam_treats_them():
   np.testing.assert_allclose(ours, theirs, rtol=1e-4)
   state = adam_pieces(mu_dtype=jnp.bfloat16).init(jnp.ones(3, jnp.complex64))
   assert (state.mu.dtype, state.nu.dtype) == (jnp.complex64, jnp.float32)
+  state = adam_pieces(mu_dtype=jnp.complex64).init([jnp.ones(3, jnp.complex64), jnp.ones(3)])
+  assert [mu.dtype for mu in state.mu] == [jnp.complex64, jnp.float32]
+  with pytest.raises(TypeError, match="nu_dtype must be a floating-point dtype"):
+    adam_pieces(nu_dtype=jnp.complex64)
 
 
 def test_state_is_optax_scale_by_adam_state():
@@ -157,6 +161,23 @@ def test_step_is_counted_from_one():
     _, state = tx.update(jnp.ones(2), state)
   assert seen == [1, 1, 2, 2, 3, 3]
   np.testing.assert_allclose(state.mu, 1 - 0.5**3)
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("mean_gain", r"constant_gain\(0.9\)"),
+    ("square_gain", r"constant_gain\(0.999\)"),
+    ("debias", r"standard\(0.9, 0.999\)"),
+    ("ratio", r"adam_ratio\(\)"),
+    ("square", r"per_vector\(axes\)"),
+  ],
+)
+@pytest.mark.parametrize("bad", [0.9, 0.0])
+def test_numbers_in_place_of_functions(name, says, bad):
+  gains = {"mean_gain": optax_ext.constant_gain(B1), "square_gain": optax_ext.constant_gain(B2)}
+  with pytest.raises(TypeError, match=rf"^{name} must be a function, such as {says}, but was {bad}"):
+    optax_ext.scale_by_moments(**gains | {name: bad})
 
 
 def test_odd_trees_pass():

@@ -221,6 +221,8 @@ def test_leaves_of_other_kinds_take_the_chain(monkeypatch):
   for tx in (optax_ext.nd_adam(1e-3, axes=axes), chain(axes)):
     updates, state = jax.jit(tx.update)(grads, tx.init(params), params)
     results.append((updates, state))
+    _, state = jax.jit(tx.update)(grads | {"w": None, "small": None}, state, params)
+    results[-1] += (state,)
   assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=4 * EPS), *results)
 

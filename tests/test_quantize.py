@@ -178,6 +178,15 @@ def test_state_in_bytes():
   assert stored(min_size=65537) == 8 * 256 * 256 + 2 * 4 + 4
 
 
+def test_scalars_are_kept_as_they_are():
+  params, tx = {"s": jnp.ones(()), "w": jnp.ones(4)}, quantize_state(optax.adam(1e-2), min_size=1)
+  state = tx.init(params)
+  assert set(coded(state)) == {".codes[0].mu['w']", ".codes[0].nu['w']"}
+  updates, state = tx.update(params, state, params)
+  np.testing.assert_allclose(updates["s"], -1e-2, rtol=1e-5)
+  assert state.codes[0].mu["s"].dtype == jnp.float32
+
+
 def test_linear_codes_diverge():
   """Why codes of v are dynamic: in 255 equal steps, where gradients differ by 1,000, small second moments become 0."""
   linear = {

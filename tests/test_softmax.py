@@ -30,6 +30,9 @@ def test_l2_logits_errors():
     optax_ext.l2_logits(LOGITS, -1.0)
   with pytest.raises(ValueError, match="axis of classes"):
     optax_ext.l2_logits(jnp.float32(1))
+  for logits, says in ((jnp.array([[1, 2]]), "int32"), (np.array([[True]]), "bool"), ([[1.0, 2.0]], "list")):
+    with pytest.raises(TypeError, match=f"logits must be an array of floating or complex numbers, but was of .*{says}"):
+      optax_ext.l2_logits(logits)
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
@@ -63,6 +66,22 @@ def test_nnx(scale):
   )
 
 
-def test_bfloat16_logits_come_back_in_bfloat16():
-  layer = NNXLogits(5, rngs=nnx.Rngs(0), dtype=jnp.bfloat16)
-  assert layer(jnp.asarray(LOGITS, jnp.bfloat16)).dtype == jnp.bfloat16
+@pytest.mark.parametrize(
+  ("dtype", "given", "want"),
+  [
+    (jnp.bfloat16, None, jnp.bfloat16),
+    (jnp.bfloat16, jnp.float32, jnp.float32),
+    (jnp.float32, jnp.bfloat16, jnp.bfloat16),
+    (jnp.int32, None, jnp.float32),
+  ],
+)
+def test_dtypes_of_results(dtype, given, want):
+  logits = jnp.asarray(LOGITS, dtype)
+  layer = LinenLogits(dtype=given)
+  results = [
+    layer.init_with_output(jax.random.key(0), logits, use_running_average=False)[0],
+    NNXLogits(5, dtype=given, rngs=nnx.Rngs(0))(logits),
+  ]
+  for z in results:
+    assert z.dtype == want
+    np.testing.assert_allclose(z.astype(float), bn_softmax(np.asarray(logits, float), 2.5), rtol=0.01, atol=0.02)

@@ -71,6 +71,24 @@ def test_normalize_vectors(w):
   np.testing.assert_array_equal(unit[:, lengths == 0], 0)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
+@pytest.mark.parametrize("size", [3e38, 1e38, 1e-20, 1.2e-38])
+def test_normalize_vectors_of_the_largest_and_smallest_numbers(size, dtype):
+  """Outside of a program, inside, and as a constant of one, where XLA may order products and divisions anew."""
+  w, normalize = jnp.full((2, 3), size, dtype), lambda w: optax_ext.normalize_vectors(w, (0,))
+  for got in (normalize(w), jax.jit(normalize)(w), jax.jit(lambda: normalize(w))()):
+    np.testing.assert_allclose(np.asarray(got, np.complex64), 0.5**0.5, rtol=4e-3 if dtype == jnp.bfloat16 else 1e-6)
+
+
+@pytest.mark.parametrize("size", [1e30, 1.0, 1e-30, 0.0])
+def test_derivative_of_normalize_vectors(size):
+  """(I − ww')/‖w‖ for unit w, and I where w = 0."""
+  w = jnp.array([[size], [2 * size]])
+  got = jax.jacobian(lambda w: optax_ext.normalize_vectors(w, (0,)).ravel())(w)[..., 0]
+  want = np.array([[4, -2], [-2, 1]]) / 5 / (5**0.5 * size) if size else np.eye(2)
+  np.testing.assert_allclose(got, want, rtol=1e-5)
+
+
 def test_normalize_vectors_keeps_dtypes_and_scalars():
   params = {
     "kernel": jnp.full((4, 2), 2, jnp.bfloat16),
@@ -103,6 +121,12 @@ def test_extreme_lengths_give_finite_updates(factor):
   w, g = jnp.full((3, 2), factor), jnp.ones((3, 2))
   assert np.isfinite(project(g, w)).all()
   assert np.isfinite(apply(optax_ext.renormalize_params((0,)), 1e-3 * g, w)).all()
+
+
+def test_a_quotient_that_overflows_projects_nothing():
+  w, g = jnp.full((2, 1), 1e-19), jnp.array([[1e25], [2e25]])
+  np.testing.assert_array_equal(project(g, w), g)
+  assert optax_ext.vectors.coefficient(jnp.float32(1e6), jnp.float32(1e-37)) == 0
 
 
 def test_per_vector_sums():
@@ -162,8 +186,28 @@ def test_wrong_axes(make):
     apply(make((2,)), w, w)
   with pytest.raises(ValueError, match="one axis twice"):
     apply(make((0, -2)), w, w)
-  with pytest.raises(ValueError, match="not for leaf 'kernel'"):
+  with pytest.raises(ValueError, match="No axes were given for leaf 'kernel'"):
     apply(make({"other": (0,)}), w, w)
+
+
+def test_leaves_without_axes_are_named():
+  w = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+  with pytest.raises(ValueError, match="No axes were given for leaf 'bias', nor for any other: add it"):
+    optax_ext.normalize_vectors(w, {})
+  with pytest.raises(ValueError, match="No axes were given for leaf 'bias', only for 'kernel': add it"):
+    optax_ext.normalize_vectors(w, {"kernel": (0,)})
+  with pytest.raises(ValueError, match="only for 'a0', 'a1', 'a2', 'a3', 'a4' and so on: add it"):
+    optax_ext.normalize_vectors(w, {f"a{i}": None for i in range(6)})
+
+
+def test_masks_hide_missing_gradients():
+  params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+  mask = optax_ext.vector_mask({"kernel": (0,), "bias": None})
+  assert mask(params | {"kernel": None}) == {"kernel": False, "bias": False}
+  tx = optax.masked(optax.scale(50.0), mask)
+  updates = tx.update(params | {"kernel": None}, tx.init(params), params)[0]
+  assert updates["kernel"] is None
+  np.testing.assert_array_equal(updates["bias"], 1)
 
 
 @pytest.mark.parametrize("make", [optax_ext.project_out_params, optax_ext.renormalize_params])

@@ -65,4 +65,5 @@ class BatchNormLogits(nnx.Module):
     """Normalised logits; by default with the batch's statistics in training and the running ones in evaluation."""
     normalized = self.norm(logits, use_running_average=use_running_average)  # float32 at least, as its statistics
     shifted = self.scale * normalized + jnp.asarray(self.bias[...], normalized.dtype)
-    return shifted.astype(logits.dtype if self.dtype is None else self.dtype)
+    own = logits.dtype if jnp.issubdtype(logits.dtype, jnp.inexact) else shifted.dtype
+    return shifted.astype(own if self.dtype is None else self.dtype)

@@ -116,7 +116,7 @@ def scale_by_moments(
     ratio: Makes the update of the moments; `adam_ratio()` by default.
     square: From a leaf's path and gradient to what v averages: a real array that broadcasts against the gradient and is
       0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
-    mu_dtype: Stores m; by default the parameter's dtype. Means of complex parameters stay complex, of real ones real.
+    mu_dtype: Stores m; by default the parameter's dtype. Means of complex parameters stay complex.
     nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
     rounding: How moments are rounded to a bfloat16 `mu_dtype` or `nu_dtype`: to the nearest, or by chance with
       `stochastic(seed)`.

@@ -34,13 +34,10 @@ def real_dtype(dtype: Any) -> jnp.dtype:
 
 
 def mean_dtype(leaf: Any, mu_dtype: Any) -> jnp.dtype:
-  """Where the first moment is kept: in `mu_dtype`, by default in the leaf's own dtype.
-
-  Complex leaves stay complex, and real ones real.
-  """
+  """Where the first moment is kept: in `mu_dtype`, by default in the leaf's own dtype. A complex leaf stays complex."""
   own = leaf_dtype(leaf)
   dtype = own if mu_dtype is None else jnp.dtype(mu_dtype)
-  return jnp.promote_types(dtype, jnp.complex64) if jnp.issubdtype(own, jnp.complexfloating) else real_dtype(dtype)
+  return jnp.promote_types(dtype, jnp.complex64) if jnp.issubdtype(own, jnp.complexfloating) else dtype
 
 
 def square_dtype(leaf: Any, nu_dtype: Any) -> jnp.dtype:

@@ -36,6 +36,7 @@ from optax_ext.compare import (
   statistics,
 )
 from optax_ext.compare import __main__ as command_line
+from optax_ext.compare.behaviour import check_behaviour
 from optax_ext.compare.experiment import differences
 from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.problem import check_problem
@@ -614,21 +615,23 @@ class TestCompare:
     assert [(p.metric, p.maximize) for p in asked] == [("score", True)] * 2 + [("loss", False), ("loss", True)]
 
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
-    again = lambda **changes: self.compare(**{"optimizers": {"mine": optax.sgd}, "out": tmp_path, "seeds": 1} | changes)
-    first = again()
-    assert again().values("mine") == first.values("mine")
-    runs = (tmp_path / "finished.jsonl").read_text()
-    other = linear()
-    for changes in (
-      {"optimizers": {"mine": optax.adam}},
-      {"optimizers": {"mine": lambda rate: optax.sgd(rate, 0.9)}},
-      {"problem": dataclasses.replace(other, loss=lambda *args: 1.1 * other.loss(*args))},
-      {"problem": dataclasses.replace(other, init=lambda key: other.init(jax.random.fold_in(key, 1)))},
+    self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
+    same, found = linear(), (tmp_path / "behaviour.json").read_text()
+    check = lambda make, **changes: check_behaviour(
+      tmp_path, dataclasses.replace(same, **changes), self.PROTOCOL, [Optimizer("mine", make)]
+    )
+    check(optax.sgd)
+    for make, changes in (
+      (optax.adam, {}),
+      (lambda rate: optax.sgd(rate, 0.9), {}),
+      (optax.sgd, {"loss": lambda *args: 1.1 * same.loss(*args)}),
+      (optax.sgd, {"init": lambda key: same.init(jax.random.fold_in(key, 1))}),
     ):
       with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
-        again(**changes)
-    assert (tmp_path / "finished.jsonl").read_text() == runs
-    assert list(again(optimizers={"new": optax.adam}).arms) == ["new"]
+        check(make, **changes)
+    assert (tmp_path / "behaviour.json").read_text() == found
+    with pytest.raises(ValueError, match="whose first steps were others"):
+      self.compare({"mine": optax.adam}, out=tmp_path)
 
   BAD_INPUT = (
     ({"optimizers": ["adamm"]}, "Unknown optimizer 'adamm'; the known ones are adam, adamw"),

@@ -165,14 +165,15 @@ def compare(
     >>> found = compare(digits(), ["adam", "exadam"], Protocol(steps=360, evaluate_every=18))  # doctest: +SKIP
     >>> print(found.summary())  # doctest: +SKIP
   """
-  check_problem(problem)
-  if not isinstance(protocol, Protocol):
-    raise TypeError(f"protocol must be an optax_ext.compare.Protocol, but was {protocol!r}.")
+  for name, value, kind in [("problem", problem, Problem), ("protocol", protocol, Protocol)]:
+    if not isinstance(value, kind):
+      raise TypeError(f"{name} must be an optax_ext.compare.{kind.__name__}, but was {value!r}.")
   all_arms = resolve(optimizers, problem, add_baselines)
   _check_options(learning_rates, points, ratio, track, trials, single_rate, margin, batching, curve_points)
   tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
+  check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
   check_optimizers(all_arms.values(), params, protocol.shape())
   store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)

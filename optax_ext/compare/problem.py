@@ -110,8 +110,6 @@ def check_problem(problem: Problem) -> None:
   Raises:
     TypeError, ValueError: what does not fit, in one sentence.
   """
-  if not isinstance(problem, Problem):
-    raise TypeError(f"problem must be an optax_ext.compare.Problem, but was {problem!r}.")
   _check_arrays(problem)
   init_key, dropout_key = keys(0)
   batch = jax.tree.map(lambda array: jnp.asarray(array[: problem.batch_size]), problem.train)

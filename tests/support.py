@@ -13,10 +13,13 @@ else:  # jax < 0.8
   from jax.experimental import enable_x64  # noqa: F401
 
 
-# Compiled without LLVM's optimizations, which take longer than a few steps on small arrays
-jitted = functools.partial(
-  jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-)
+# Compiled with little optimization and by XLA's older emitters, as either takes longer than a few steps on small arrays
+QUICK = {
+  "xla_backend_optimization_level": 0,
+  "xla_llvm_disable_expensive_passes": True,
+  "xla_cpu_use_fusion_emitters": False,
+}
+jitted = functools.partial(jax.jit, compiler_options=QUICK)
 
 
 def problem(shape, seed=0):

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from jax import export
-from support import enable_x64
+from support import enable_x64, jitted
 
 import optax_ext
 from optax_ext import Additive, ByDepth, Multiplicative
@@ -126,7 +126,7 @@ def updated(tx, grads, params):
   return tx.update(jax.tree.map(lambda g: g + 1, grads), state, params)[0]
 
 
-second_updates = jax.jit(updated, static_argnums=0)
+second_updates = jitted(updated, static_argnums=0)
 
 
 @every
@@ -210,9 +210,9 @@ def test_scan_and_vmap(make):
 def test_vmap_over_other_numbers(name):
   make = OPTIMIZERS[name]
   numbers = {"b1": jnp.array([0.95, 0.8]), "b2": jnp.array([0.9, 0.99]), "eps": jnp.array([1e-8, 1e-3])}
-  many = jax.jit(jax.vmap(lambda kwargs: scanned(make(RATE, **kwargs), PARAMS)))(numbers)
+  many = jitted(jax.vmap(lambda kwargs: scanned(make(RATE, **kwargs), PARAMS)))(numbers)
   plain = {name: float(values[1]) for name, values in numbers.items()}
-  want = jax.jit(lambda: scanned(make(RATE, **plain), PARAMS))()
+  want = jitted(lambda: scanned(make(RATE, **plain), PARAMS))()
   close(jax.tree.map(lambda leaf: leaf[1], many), want)
 
 
@@ -223,13 +223,12 @@ def test_gradient_through_training(name):
   with enable_x64(True):
     params, direction = start(), start(1)
 
-    @jax.jit
     def final(rate, along):
       moved = jax.tree.map(lambda p, d: p + along * d, params, direction)
       return loss(scanned(make(rate), moved)[0], 5)
 
-    got = jax.jit(jax.grad(final, argnums=(0, 1)))(RATE, 0.0)
-    h = 1e-6
+    got = jitted(jax.grad(final, argnums=(0, 1)))(RATE, 0.0)
+    final, h = jitted(final), 1e-6
     want = [
       (final(RATE + h, 0.0) - final(RATE - h, 0.0)) / (2 * h),
       (final(RATE, h) - final(RATE, -h)) / (2 * h),
@@ -243,7 +242,7 @@ def test_gradient_through_an_update_at_zero(make):
   """With eps_root the derivatives by gradients and parameters exist where these are 0."""
   tx = make(RATE, eps_root=1e-8)
 
-  @jax.jit
+  @jitted
   def derivatives(grads, params):
     weighted = lambda leaf: jnp.sum(leaf * (1 + jnp.arange(leaf.size).reshape(leaf.shape)))
     total = lambda grads, params: sum(map(weighted, jax.tree.leaves(step(tx, params, state, grads)[0])))

@@ -11,7 +11,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import enable_x64, relative
+from support import enable_x64, jitted, relative
 
 import optax_ext
 from optax_ext import state_shardings
@@ -130,12 +130,12 @@ def trajectory(optimizer, dtype, mesh_name=None):
     shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), MESHES[mesh_name][1])
     of_state = state_shardings(tx, params, shardings)
     params = jax.device_put(params, shardings)
-    state = jax.jit(tx.init, out_shardings=of_state)(params)
-    step = jax.jit(step, out_shardings=(shardings, of_state))
+    state = jitted(tx.init, out_shardings=of_state)(params)
+    step = jitted(step, out_shardings=(shardings, of_state))
     place = lambda batch: jax.device_put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
   else:
     state = tx.init(params)
-    step = jax.jit(step)
+    step = jitted(step)
   path = [params]
   for batch in batches(dtype):
     params, state = step(params, state, *place(batch))
@@ -273,7 +273,7 @@ def test_training_inside_shard_map():
       out_specs=(specs, state_specs),
     )
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    jax.tree.map(close, jax.jit(inside)(params, state, x), train(whole, params, state, x))
+    jax.tree.map(close, jitted(inside)(params, state, x), train(whole, params, state, x))
 
 
 def test_scales_inside_shard_map_need_the_structure():

@@ -11,7 +11,7 @@ import optax
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from support import enable_x64
+from support import enable_x64, jitted
 
 import optax_ext
 
@@ -135,7 +135,7 @@ def long_run(make, dtype, steps):
     updates, state = tx.update(params - target + noise[t % 997], state, params)
     return (optax.apply_updates(params, updates), state), None
 
-  (params, state), _ = jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps)))()
+  (params, state), _ = jitted(lambda: jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps)))()
   moments = next(part for part in state if isinstance(part, optax.ScaleByAdamState))
   assert int(moments.count) == steps
   return params, moments.mu, moments.nu
@@ -208,7 +208,7 @@ def test_training_in_a_narrow_dtype_throughout(make, dtype, moments):
       updates, state = tx.update(grads, state, params)
       return (optax.apply_updates(params, updates), state), value
 
-    (params, state), losses = jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), length=400))()
+    (params, state), losses = jitted(lambda: jax.lax.scan(step, (params, tx.init(params)), length=400))()
     assert params["kernel"].dtype == dtype
     assert all(np.isfinite(np.asarray(leaf, np.float32)).all() for leaf in jax.tree.leaves((params, state)))
     return float(losses[0]), float(jnp.mean(losses[-20:]))

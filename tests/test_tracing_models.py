@@ -9,6 +9,7 @@ import reference
 from flax import nnx
 from models import MODELS, NnxMLP, gpt_tied, mlp_linen, rand, resnet20, scanned, unet
 from plain_models import check, leaves_by_path, scale_by_hand
+from support import jitted
 
 from optax_ext import (
   Additive,
@@ -52,7 +53,6 @@ def test_loss_has_the_same_facts(model, structure):
 
 
 RULES = [Additive(), Multiplicative(signed=True), ByDepth()]
-QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # compiling takes longest
 
 
 def test_caadam_is_its_equations(model, structure):
@@ -69,7 +69,7 @@ def test_caadam_is_its_equations(model, structure):
 
     return [steps(caadam(1e-2, rule=rule, structure=structure), params) for rule in RULES]
 
-  results = jax.jit(run, compiler_options=QUICK)(model.params, grads)
+  results = jitted(run)(model.params, grads)
   given, grads = leaves_by_path(model.params), [leaves_by_path(grad) for grad in grads]
   for rule, result in zip(RULES, results, strict=True):
     moved = leaves_by_path(result)
@@ -93,7 +93,7 @@ def test_nd_adam_keeps_units_at_length_1(model, structure):
 
     return jax.lax.scan(step, (params, tx.init(params)), None, 100)[0][0]
 
-  before, after = leaves_by_path(params), leaves_by_path(jax.jit(train, compiler_options=QUICK)(params))
+  before, after = leaves_by_path(params), leaves_by_path(jitted(train)(params))
   moved = 0
   for path, leaf in after.items():
     if (axes := model.facts[path].contracting) is not None:
@@ -131,7 +131,7 @@ def test_muon_on_attention_and_scanned_layers():
     model.params,
   )
   grads = jax.tree.map(lambda leaf: rand(leaf.shape, 7), model.params)
-  step = lambda tx: jax.jit(lambda g: tx.update(g, tx.init(g), g)[0], compiler_options=QUICK)
+  step = lambda tx: jitted(lambda g: tx.update(g, tx.init(g), g)[0])
   steps = [step(optax.contrib.muon(0.1, muon_weight_dimension_numbers=dims))(grads) for dims in (spec, spec_by_hand)]
   jax.tree.map(np.testing.assert_array_equal, *steps)
   one = {"layer": grads["params"]["layers"]["up"]["kernel"][1]}  # Muon of one layer of the stack, by itself

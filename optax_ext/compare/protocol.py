@@ -36,7 +36,7 @@ class ReduceOnPlateau:
   """Multiplies the learning rate by `factor` after `patience` evaluations without improvement (as Keras).
 
   Attributes:
-    factor: In (0, 1).
+    factor: From 0 (down to the lowest rate at once) to 1 (none).
     patience: Evaluations, at least 1.
     min_delta: In units of the metric.
     cooldown: Evaluations after a reduction that do not count.

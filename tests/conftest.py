@@ -4,6 +4,8 @@ Property tests draw the same cases in every run, so that a commit passes or fail
 for new ones.
 """
 
+import os
+
 import hypothesis
 import jax
 import pytest
@@ -15,6 +17,7 @@ hypothesis.settings.load_profile("same every time")
 # Their subject is what the compiler makes, to the last bit. The others take less time where LLVM optimizes little;
 # XLA's own passes, fusion among them, run in all.
 FULLY_OPTIMIZED = {"test_compiled", "test_contract", "test_golden", "test_kernels", "test_moments", "test_one_pass"}
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that tests start
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -54,7 +54,7 @@ def run(tx, params, gradient, steps, dtype=jnp.float64, jit=True):
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  step = jax.jit(step) if jit else step
+  step = jitted(step) if jit else step
   path = [params]
   for t in range(1, steps + 1):
     grads = jax.tree.map(lambda g: jnp.asarray(g, dtype), gradient(t, path[-1]))

@@ -618,7 +618,7 @@ class TestCompare:
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
     same, found = linear(), (tmp_path / "behaviour.json").read_text()
     check = lambda make, **changes: check_behaviour(
-      tmp_path, dataclasses.replace(same, **changes), self.PROTOCOL, [Optimizer("mine", make)]
+      tmp_path, dataclasses.replace(same, **changes), self.PROTOCOL, [Optimizer("mine", make)], {"mine"}
     )
     check(optax.sgd)
     for make, changes in (
@@ -632,6 +632,14 @@ class TestCompare:
     assert (tmp_path / "behaviour.json").read_text() == found
     with pytest.raises(ValueError, match="whose first steps were others"):
       self.compare({"mine": optax.adam}, out=tmp_path)
+
+  def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
+    check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
+    options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "out": tmp_path}
+    self.compare({"mine": optax.adam}, **options)
+    self.compare({"mine": optax.adam}, **options)
+    with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
+      self.compare({"mine": optax.sgd}, **options)
 
   BAD_INPUT = (
     ({"optimizers": ["adamm"]}, "Unknown optimizer 'adamm'; the known ones are adam, adamw"),

@@ -198,7 +198,7 @@ def test_scan_and_vmap(make):
   types, or scan would refuse.
   """
   rates, members = jnp.array([RATE, 3e-2]), jax.tree.map(lambda *leaves: jnp.stack(leaves), PARAMS, start(1))
-  train = jax.jit(jax.vmap(lambda rate, params: scanned(make(rate), params)))
+  train = jitted(jax.vmap(lambda rate, params: scanned(make(rate), params)))
   for place in (0, 1):
     turned = jax.tree.map(lambda leaf, place=place: jnp.roll(leaf, place, axis=0), (rates, members))
     trained = train(*turned)

@@ -158,12 +158,11 @@ def run(case, dtype, last):
     grads = np.stack([gradient(t, None) for t in range(1, last + 1)])
     _, path = jax.lax.scan(step, carry, jnp.asarray(grads, dtype))
     return meta, data, np.asarray(path)[np.array(steps) - 1]
-  path = []
+  now, path = flat(params), []
   for t in range(1, last + 1):
-    carry, now = step(carry, jnp.asarray(gradient(t, np.asarray(flat(carry[0]))), dtype))
-    if t in steps:
-      path.append(np.asarray(now))
-  return meta, data, np.stack(path)
+    carry, now = step(carry, jnp.asarray(gradient(t, np.asarray(now)), dtype))
+    path.append(now)
+  return meta, data, np.stack(path)[np.array(steps) - 1]
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -183,7 +183,7 @@ def test_what_a_verdict_notices():
 
 def main():
   flags = "--xla_force_host_platform_device_count=8 --xla_cpu_use_fusion_emitters=false"  # older ones compile faster
-  os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
+  os.environ |= {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
   result = run(sys.argv[1])
   print(json.dumps({"suite": sys.argv[1], "devices": jax.device_count(), **result}, indent=2))
 

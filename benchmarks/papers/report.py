@@ -331,7 +331,7 @@ def noise(pages: Pages, name: str) -> list[str]:
     return []
   once, tuned = (pages.verdict(name, *SAME_RULE, comparison) for comparison in ("at one rate", "tuned"))
   words = (
-    f'"{SAME_RULE[0]}" and "{SAME_RULE[1]}" are the same rule in other symbols, so that their difference is noise: of '
+    f'"{SAME_RULE[0]}" and "{SAME_RULE[1]}" are the same rule in other symbols, so that any difference is noise: of '
     "rounding that training amplifies and, tuned, of the one seed that chooses the rates. "
     f"At one learning rate it is {once}; each tuned, {tuned}."
   )

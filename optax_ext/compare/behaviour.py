@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import jax
@@ -41,15 +41,16 @@ def behaviour(problem: Problem, protocol: Protocol, optimizer: Optimizer, initia
 
 
 def check_behaviour(
-  folder: pathlib.Path, problem: Problem, protocol: Protocol, optimizers: Iterable[Optimizer]
+  folder: pathlib.Path, problem: Problem, protocol: Protocol, optimizers: Iterable[Optimizer], ran: Collection[str]
 ) -> None:
-  """Raises unless the optimizers that have runs in `folder` do what they did there; notes what they do.
+  """Raises unless the optimizers that `ran` in `folder` do what they did there; notes what all do.
 
   Raises:
     ValueError: the model, its loss or an optimizer has changed.
   """
   path = folder / FILE
-  known: dict[str, list[float]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  noted: dict[str, list[float]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  known = {name: values for name, values in noted.items() if name in ran}
   initial = initialiser(problem)(0)
   now = {optimizer.name: behaviour(problem, protocol, optimizer, initial) for optimizer in optimizers}
   for name, values in now.items():

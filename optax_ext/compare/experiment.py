@@ -178,7 +178,7 @@ def compare(
   check_optimizers(all_arms.values(), params, protocol.shape())
   store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)
   if out:
-    check_behaviour(pathlib.Path(out), problem, protocol, all_arms.values())
+    check_behaviour(pathlib.Path(out), problem, protocol, all_arms.values(), store.optimizers())
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
 

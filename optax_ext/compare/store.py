@@ -56,6 +56,10 @@ class Store:
     """The result of a finished run."""
     return self.results.get(_key(optimizer, task, with_test))
 
+  def optimizers(self) -> set[str]:
+    """Those that have finished runs."""
+    return {key.rsplit("|", 3)[0] for key in self.results}
+
   def add(self, optimizer: str, results: Sequence[Result], with_test: bool) -> None:
     """Notes finished runs."""
     lines = []

@@ -384,6 +384,7 @@ class TestTuning:
       np.testing.assert_allclose([space.at(part) for space in spaces.values()], value, atol=1e-12)
     thirds = np.histogram(np.log10([trial["learning_rate"] for trial in trials]), bins=[-4, -3, -2, -1])[0]
     assert thirds.min() >= 9
+    assert grid.quasi_random(spaces, 10) == trials[:10]
 
 
 class TestStatistics:

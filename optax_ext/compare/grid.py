@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import scipy.stats
 
 HALF_DECADE = 10**0.5
 MOST_EXTENSIONS = 3  # a side
@@ -46,21 +47,10 @@ def grid(centre: float, points: int, ratio: float = HALF_DECADE) -> list[float]:
 
 
 def quasi_random(spaces: Mapping[str, Range], trials: int) -> list[dict[str, float]]:
-  """Trials that fill the product of the ranges evenly: the additive recurrence xₙ = ½ + n·φ⁻ʲ mod 1.
-
-  φ is the root of φ^{d+1} = φ + 1 for d ranges, and j = 1…d.
-
-  References:
-    Roberts, `The unreasonable effectiveness of quasirandom sequences
-    <https://extremelearning.com.au/unreasonable-effectiveness-of-quasirandom-sequences/>`_, 2018
-  """
-  phi = 2.0
-  for _ in range(60):
-    phi = (1 + phi) ** (1 / (len(spaces) + 1))
-  return [
-    {name: space.at((0.5 + n * phi**-j) % 1) for j, (name, space) in enumerate(spaces.items(), 1)}
-    for n in range(1, trials + 1)
-  ]
+  """Trials that fill the product of the ranges evenly: a scrambled Halton sequence. More trials go on with the same."""
+  rows = scipy.stats.qmc.Halton(len(spaces), rng=0).random(trials).tolist()
+  parts = [dict(zip(spaces, row, strict=True)) for row in rows]
+  return [{name: space.at(part[name]) for name, space in spaces.items()} for part in parts]
 
 
 def edges(badness: Mapping[float, float]) -> list[int]:

@@ -201,7 +201,7 @@ def caadam(
     learning_rate: α, a number or a schedule of the count.
     b1: Decay rate β₁ of the mean, in [0, 1).
     b2: Decay rate β₂ of the square, in [0, 1).
-    eps: ε ≥ 0, outside the root.
+    eps: ε ≥ 0, outside the root. Keras, and so the authors, have 1e-7, optax has 1e-8.
     eps_root: ε̄ ≥ 0, inside the root; needed to differentiate through an update.
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by S.

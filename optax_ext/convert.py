@@ -141,5 +141,5 @@ def _moments(state: Any) -> list[Any]:
 
 
 def _with_value(like: Any, count: jax.Array) -> Any:
-  """A count, boxed as `like` is (Flax NNX boxes it)."""
-  return jax.tree.map(lambda leaf: jnp.asarray(count, leaf.dtype), like)
+  """A count of its own buffer, so that states can be donated; boxed as `like` is (Flax NNX boxes it)."""
+  return jax.tree.map(lambda leaf: jnp.array(count, leaf.dtype), like)

@@ -51,11 +51,13 @@ class BatchNormLogits(nn.Module):
       use_running_average=use_running_average,
       momentum=self.momentum,
       epsilon=self.epsilon,
-      dtype=self.dtype,
+      dtype=jnp.promote_types(logits.dtype, jnp.float32),
       param_dtype=self.param_dtype,
       axis_name=self.axis_name,
       use_scale=False,
       use_bias=False,
     )(logits)
     shift = self.param("bias", nn.initializers.zeros_init(), (logits.shape[-1],), self.param_dtype)
-    return self.scale * normalized + jnp.asarray(shift, normalized.dtype)
+    shifted = self.scale * normalized + jnp.asarray(shift, normalized.dtype)
+    own = logits.dtype if jnp.issubdtype(logits.dtype, jnp.inexact) else shifted.dtype
+    return shifted.astype(own if self.dtype is None else self.dtype)

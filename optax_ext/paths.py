@@ -48,6 +48,11 @@ def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   return jax.tree_util.tree_map_with_path(with_string, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
 
+def mask_paths(shown: Callable[[str, Any], bool], tree: Any) -> Any:
+  """A mask for `optax.masked`, False for `None`: what has no gradient is masked among the parameters too."""
+  return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=lambda leaf: leaf is None)
+
+
 def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   """Parameter groups by path, for `optax.partition`, `optax.masked` and every `mask`.
 
@@ -98,7 +103,8 @@ def check_paths(what: str, given: Iterable[str], tree: Any, *, more: bool = Fals
   unknown = set() if more else {p for p in given - nodes.keys() if not any(_beneath(p, node) for node in hidden)}
   problems = []
   if missing:
-    problems.append(f"it has nothing for {_listed(missing)}")
+    numbers = any(isinstance(nodes[path], int | float | complex) for path in missing)
+    problems.append(f"it has nothing for {_listed(missing)}{', Python numbers: make them arrays' if numbers else ''}")
   if unknown:
     problems.append(f"it names {_listed(unknown)}, which they do not have")
   if problems:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from optax_ext.checks import check_number
-from optax_ext.paths import by_path, check_paths, map_with_paths, natural_key
+from optax_ext.paths import by_path, check_paths, map_with_paths, mask_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, real_dtype
 from optax_ext.tracing import Findings, is_array, read_model
 
@@ -149,19 +149,21 @@ class Structure:
     check_paths("The tree of scales", scales, self.facts)
     return scales
 
-  def muon_dimension_numbers(self) -> Any:
+  def muon_dimension_numbers(self) -> Callable[[Any], Any]:
     """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
 
     Stacked axes are in neither, so that Muon treats each layer and each copy by itself.
 
     Returns:
-      A tree like the parameters of `optax.contrib.MuonDimensionNumbers`; `None`, Adam's part, for a leaf that is no
-      weight, whose axes are not known, or that has no output axis.
+      A function from parameters, matched by path, to a tree of `optax.contrib.MuonDimensionNumbers`; `None`, Adam's
+      part, for a leaf that is no weight, whose axes are not known, or that has no output axis.
 
     Example:
       >>> params = {"w": jnp.ones((8, 64)), "b": jnp.ones(64)}
-      >>> structure_from_model(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((1, 8))).muon_dimension_numbers()
+      >>> structure = structure_from_model(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((1, 8)))
+      >>> structure.muon_dimension_numbers()(params)
       {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
+      >>> tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=structure.muon_dimension_numbers())
     """
 
     def numbers(facts: LeafFacts) -> Any:
@@ -171,7 +173,13 @@ class Structure:
         return None
       return optax.contrib.MuonDimensionNumbers(reduction_axis=summed, output_axis=rest)
 
-    return jax.tree.map(numbers, self.facts)
+    known = {facts.path: numbers(facts) for facts in self.leaves()}
+
+    def of(params: Any) -> Any:
+      check_paths("The structure", known, params, more=True)
+      return map_with_paths(lambda path, leaf: known[path], params)
+
+    return of
 
 
 def structure_from_params(params: Any) -> Structure:
@@ -602,7 +610,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   def mask(tree: Any) -> Any:
     shown = {facts.path: decays(facts) for facts in (structure or structure_from_params(tree)).leaves()}
     check_paths("The structure", shown, tree, more=structure is not None)
-    return map_with_paths(lambda path, leaf: shown[path], tree)
+    return mask_paths(lambda path, leaf: shown[path], tree)
 
   return mask
 

@@ -39,6 +39,7 @@ from optax_ext.values import (
   left,
   moved,
   only_where,
+  settled,
   simplest,
   stacked_rows,
   unprobed,
@@ -689,7 +690,7 @@ class Reader:
     if layered and length:
       depths, final = iterate([-NEVER if d is None else d for d in depths], gains, length, self.level)
     else:  # over time: counts once
-      depths, final = [entering if d is None else d for d in depths], None
+      depths, final = [settled(gains[k], k, entering) if d is None else d for k, d in enumerate(depths)], None
     for i, depth in zip(moving, depths, strict=True):
       carry[i] = Value(0 if depth is None else depth)
     before, self.uses = self.uses, []

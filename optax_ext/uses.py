@@ -116,6 +116,7 @@ class Use:
   def described(self) -> str:
     """For the table: the kind, and the depths."""
     depth = np.unique(self.depth)
+    depth = depth[depth < NEVER]  # iterations that use it
     return f"{self.kind}@{depth[0]}" + (f"..{depth[-1]}" if depth.size > 1 else "")
 
 

@@ -224,6 +224,20 @@ def iterate(depths: list[Any], gains: list[np.ndarray], length: int, level: int)
   ]
 
 
+def settled(gain: np.ndarray, own: int, entering: Any) -> Any:
+  """The depth of a carried value that starts as a constant: once more around the loop, it makes the result no deeper.
+
+  So recurrent weights are as deep as those of what their products are added to. `gain` is the value's row of the
+  rehearsal's matrix, `own` its column; `entering` is the depth where the loop does not feed it back, or gives it no
+  other input.
+  """
+  if entering is None:
+    return None
+  around, others = gain[..., own], gain[..., -1]
+  depth = np.where(np.minimum(around, others) < 0, entering, np.maximum(others - around, 0))
+  return depth if depth.size > 1 else int(depth.ravel()[0])
+
+
 def entered(value: Value, level: int) -> Value:
   """A value seen from inside one more loop, the `level`th."""
   if value.known is not None:

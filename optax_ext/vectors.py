@@ -9,6 +9,7 @@ function sees one device's part: where a mesh axis splits the axes of vectors, i
 their sums go on.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -20,7 +21,7 @@ import optax
 from optax_ext.debias import abs_sq
 from optax_ext.meshes import AxisName, resolve_names, split_axes
 from optax_ext.moments import Square, elementwise
-from optax_ext.paths import by_path, map_with_paths, natural_key
+from optax_ext.paths import by_path, map_with_paths, mask_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, leaf_dtype
 from optax_ext.structure import Structure
 
@@ -221,11 +222,7 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
   def shown(path: str, leaf: Any) -> bool:
     return (axes_of(path, leaf) is not None) == vectors
 
-  def mask(tree: Any) -> Any:
-    # optax.masked maps the gradients' mask over the parameters too, which may be there where a gradient is not.
-    return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=lambda leaf: leaf is None)
-
-  return mask
+  return functools.partial(mask_paths, shown)
 
 
 def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:

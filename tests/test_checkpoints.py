@@ -264,6 +264,16 @@ def test_biased_averages_are_copied(old, new):
   jax.tree.map(close, got, own)
 
 
+def test_a_converted_state_and_the_old_one_can_both_be_donated():
+  """Every count, of moments, log step and schedule, has a buffer of its own."""
+  old, new = optax.adamw(1e-3), optax_ext.exadam(optax.linear_schedule(1e-3, 0, 10))
+  state = after(old)
+  got = convert_moments(state, new.init(PARAMS), decays=DECAYS, new_decays=DECAYS)
+  for tx, given in ((new, got), (old, state)):
+    step = jax.jit(lambda state, tx=tx: tx.update(GRADS[0], state, PARAMS)[1], donate_argnums=0)
+    assert moments_of(step(given)).count == 31
+
+
 @pytest.mark.parametrize("old", BIASED)
 @pytest.mark.parametrize("steps", [1, 2, 30])
 def test_to_adamnx_and_back(old, steps):

@@ -36,13 +36,13 @@ from optax_ext.compare import (
   statistics,
 )
 from optax_ext.compare import __main__ as command_line
-from optax_ext.compare.behaviour import check_behaviour
+from optax_ext.compare.behaviour import check_behaviour, sizes
 from optax_ext.compare.experiment import differences
 from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.problem import check_problem
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
 from optax_ext.compare.report import curve_of, steps_to_target
-from optax_ext.compare.run import Result, Runner, Task
+from optax_ext.compare.run import Result, Runner, Task, initialiser
 from optax_ext.compare.store import fingerprint
 from optax_ext.compare.train import Setting, conclude, start
 from optax_ext.compare.tuning import Search, Tuner, value_of
@@ -139,6 +139,30 @@ class TestRuns:
       assert (result.trial, result.seed, result.steps) == (task.trial, task.seed, [2, 4, 6, 8, 10, 12])
       assert not result.diverged
       assert not result.stopped_early
+
+  def test_a_state_may_hold_random_keys(self):
+    plain = toy()
+
+    def init(key):
+      params, mean = plain.init(key)
+      return params, (mean, key)
+
+    def loss(params, state, batch, key):
+      now, later = jax.random.split(state[1])
+      value, mean = plain.loss(params, state[0], batch, now)
+      return value, (mean, later)
+
+    metrics = lambda params, state, data: plain.metrics(params, state[0], data)
+    problem, tasks = (
+      toy(init=init, loss=loss, metrics=metrics),
+      [Task({"learning_rate": 0.1}, seed) for seed in range(3)],
+    )
+    check_problem(problem)
+    curves = []
+    for batching, devices in (("map", 1), ("vmap", 2), ("step", 2)):
+      runner = Runner(problem, self.PROTOCOL, Optimizer("sgd", optax.sgd), batching, jax.devices()[:devices])
+      curves.append([result.curves["test/loss"] for result in runner.run(tasks, with_test=True)])
+    np.testing.assert_allclose(curves[1:], curves[:1] * 2, rtol=1e-5)
 
   def test_runs_end_alone_whatever_the_batching(self, monkeypatch):
     """Some diverge at once, some stop early, some go on to the end; all with the rates of their own plateaus. What has
@@ -400,9 +424,9 @@ class TestStatistics:
     df = 552.5**2 / ((302.5**2 + 250**2) / 4)
     assert d.welch_p == pytest.approx(2 * scipy.stats.t.sf(3 / 110.5**0.5, df))
     assert 1 < d.low < 3 < d.high < 5
-    assert d.verdict == "undecided"  # no adjusted p yet
-    assert statistics.adjust([d])[0].verdict == "worse"
-    assert statistics.adjust([paired([10, 20, 30, 40, 50], [11, 22, 33, 44, 55])])[0].verdict == "better"
+    assert d.verdict == "worse"
+    assert paired([10, 20, 30, 40, 50], [11, 22, 33, 44, 55]).verdict == "better"
+    assert statistics.adjust([d] * 4)[0].verdict == "undecided"  # four times p is above 5%
 
   def test_holm(self):
     """Sorted 0.01·3, then 0.03·2, then 0.04·1 raised to its predecessor."""
@@ -457,6 +481,12 @@ class TestStatistics:
     assert (measured.mean, measured.baseline_mean) == (pytest.approx(0.8 / 3), pytest.approx(0.6))
     assert 0 < measured.low < measured.high
 
+  def test_a_verdict_keeps_its_meaning_where_more_is_better(self):
+    better = paired([-22, -33, -44, -55, -66], [-10, -20, -30, -40, -50])
+    assert better.verdict == better.as_measured(maximize=True).verdict == "better"
+    worse = paired([-10, -20, -30, -40, -50], [-22, -33, -44, -55, -66])
+    assert worse.verdict == worse.as_measured(maximize=True).verdict == "worse"
+
   def test_steps_to_target(self):
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 2) == 20
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 0.5) is None
@@ -504,7 +534,7 @@ class TestCompare:
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])  # once is enough: they take a second each
     calls.clear()
     self.compare(arms, **options)
-    assert len(calls) == 3  # the checks; no run is done again
+    assert len(calls) == 5  # the checks; no run is done again
 
     lines = stored.splitlines(keepends=True)
     (tmp_path / "finished.jsonl").write_text("".join(lines[:-3]) + lines[-3][:40])  # interrupted while writing
@@ -614,6 +644,9 @@ class TestCompare:
     for options in ([], ["--metric", "score"], ["--metric", "loss"], ["--metric", "loss", "--maximize"]):
       command_line.main(["--optimizers", "adam", *options])
     assert [(p.metric, p.maximize) for p in asked] == [("score", True)] * 2 + [("loss", False), ("loss", True)]
+    monkeypatch.setattr(bundled, "load", lambda name: linear())
+    command_line.main(["--optimizers", "adam", "--maximize"])
+    assert asked[-1].maximize
 
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
@@ -625,14 +658,31 @@ class TestCompare:
     for make, changes in (
       (optax.adam, {}),
       (lambda rate: optax.sgd(rate, 0.9), {}),
+      (lambda rate: optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(rate)), {}),
       (optax.sgd, {"loss": lambda *args: 1.1 * same.loss(*args)}),
       (optax.sgd, {"init": lambda key: same.init(jax.random.fold_in(key, 1))}),
+      (optax.sgd, {"metrics": lambda *args: {"loss": 1.1 * same.metrics(*args)["loss"]}}),
+      (optax.sgd, {"metrics": lambda *args: {"another": 1.0, **same.metrics(*args)}}),
     ):
       with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
         check(make, **changes)
     assert (tmp_path / "behaviour.json").read_text() == found
     with pytest.raises(ValueError, match="whose first steps were others"):
       self.compare({"mine": optax.adam}, out=tmp_path)
+
+  @pytest.mark.parametrize(
+    ("one", "other"),
+    [
+      (optax.adam, lambda rate: optax.adam(rate, b2=0.998)),
+      (optax.adam, lambda rate: optax.adamw(rate, weight_decay=1e-3)),
+      (lambda rate: optax.adam(rate, 0.9), lambda rate: optax.adam(rate, 0.899)),
+    ],
+  )
+  def test_a_changed_setting_is_noticed(self, one, other):
+    initial = initialiser(linear())(0)
+    size = lambda make: sizes(self.PROTOCOL, Optimizer("mine", make), initial)
+    np.testing.assert_allclose(size(one), size(one), rtol=1e-6)
+    assert not np.allclose(size(one), size(other), rtol=1e-5, atol=0)
 
   def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
     check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
@@ -645,6 +695,7 @@ class TestCompare:
   BAD_INPUT = (
     ({"optimizers": ["adamm"]}, "Unknown optimizer 'adamm'; the known ones are adam, adamw"),
     ({"optimizers": []}, "at least one name"),
+    ({"optimizers": Optimizer("mine", optax.sgd)}, "a list of at least one name or Optimizer, but was Optimizer"),
     ({"optimizers": {"sgd": lambda rate: 3}}, "optimizer 'sgd' could not be built"),
     (
       {"optimizers": {"half": lambda rate: optax.sgd(rate / 2)}, "protocol": Protocol(8, 4, schedule="cosine")},

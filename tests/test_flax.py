@@ -472,3 +472,21 @@ def test_decay_mask_of_another_model():
   structure = optax_ext.structure_from_params({"a": jnp.ones((2, 2))})
   with pytest.raises(ValueError, match="The structure does not match the parameters: it has nothing for 'b'"):
     decay_mask(structure)({"b": jnp.ones((2, 2))})
+  apply = lambda p, x: p["temperature"] * (x @ p["w"])
+  params = {"w": jnp.ones((2, 2)), "temperature": 1.0}
+  structure = optax_ext.structure_from_model(apply, params, jnp.ones((1, 2)))
+  with pytest.raises(ValueError, match="it has nothing for 'temperature', Python numbers: make them arrays"):
+    decay_mask(structure)(params)
+
+
+def test_decay_mask_where_a_gradient_is_missing():
+  params = {"w": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+  for missing in params:
+    grads = {**jax.tree.map(jnp.ones_like, params), missing: None}
+    masked, plain = (optax_ext.adamnx(1.0, weight_decay=0.5 * on, mask=decay_mask()) for on in (1, 0))
+    updates, without = (tx.update(grads, tx.init(params), params)[0] for tx in (masked, plain))
+    assert updates[missing] is None
+    if missing != "w":
+      np.testing.assert_allclose(updates["w"], without["w"] - 0.5)
+    else:
+      np.testing.assert_array_equal(updates["bias"], without["bias"])

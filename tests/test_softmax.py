@@ -53,6 +53,21 @@ def test_linen(scale):
   assert isinstance(layer, linen.Module)
 
 
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_narrow_logits_are_rounded_once_at_the_end(dtype):
+  logits, shift = jnp.asarray(LOGITS, dtype), jnp.linspace(-1, 1, 5)
+  wide = np.asarray(logits, np.float64)
+  want = jnp.asarray(bn_softmax(wide, 2.5, np.asarray(shift, np.float64)), dtype)
+  linen_layer, nnx_layer = LinenLogits(), NNXLogits(5, rngs=nnx.Rngs(0))
+  nnx_layer.bias[...] = shift
+  variables = linen_layer.init(jax.random.key(0), logits, use_running_average=False)
+  shifted = {**variables, "params": {"bias": shift}}
+  of_linen = linen_layer.apply(shifted, logits, use_running_average=False, mutable=["batch_stats"])[0]
+  for found in (of_linen, nnx_layer(logits)):
+    assert found.dtype == dtype
+    assert np.mean(np.asarray(found) != np.asarray(want)) < 0.02
+
+
 @pytest.mark.parametrize("scale", [1.0, 2.5])
 def test_nnx(scale):
   layer = NNXLogits(5, scale=scale, rngs=nnx.Rngs(0))

@@ -170,6 +170,7 @@ def test_layers_chosen_by_a_counter():
     assert found.num_layers == want.num_layers == 4
     for name, facts in leaves_by_path(found.facts).items():
       assert brief(facts) == brief(want.facts[name]), (apply, name)
+      assert all(0 <= int(depth) < 4 for use in facts.uses for depth in use.split("@")[1].split("..")), facts.uses
       assert facts.macs == want.facts[name].macs
 
 
@@ -252,6 +253,52 @@ def test_a_loop_over_time_counts_once():
   assert facts["h0"].layer is None
   assert facts["u"].macs == 7 * 9
   assert facts["w"].stacked_axes == ()
+
+
+@pytest.mark.parametrize(
+  "spelling", ["one loop", "a loop a layer", "input products before the loop", "layers over time"]
+)
+def test_recurrent_weights_are_as_deep_as_what_their_products_are_added_to(spelling):
+  """Three layers of tanh(w·x + u·h) and a head; hidden states start as zeros, which have no depth of their own."""
+  layer = lambda p, h, wx: (jnp.tanh(wx + h @ p["u"]),) * 2
+  blocks = [tree(w=(3, 3), u=(3, 3)) for _ in range(3)]
+  params, xs, zeros = {"blocks": blocks, "out": jnp.ones((3, 2))}, rand((7, 4, 3)), jnp.zeros((4, 3))
+
+  def one_loop(p, xs):
+    def cell(hidden, x):
+      new = []
+      for block, h in zip(p["blocks"], hidden, strict=True):
+        x, _ = layer(block, h, x @ block["w"])
+        new.append(x)
+      return new, x
+
+    return lax.scan(cell, [zeros] * 3, xs)[1]
+
+  def loop_a_layer(p, xs):
+    for block in p["blocks"]:
+      _, xs = lax.scan(lambda h, x, block=block: layer(block, h, x @ block["w"]), zeros, xs)
+    return xs
+
+  def products_before(p, xs):
+    for block in p["blocks"]:
+      _, xs = lax.scan(lambda h, wx, block=block: layer(block, h, wx), zeros, xs @ block["w"])
+    return xs
+
+  def layers_over_time(p, xs):
+    body = lambda xs, block: (lax.scan(lambda h, x: layer(block, h, x @ block["w"]), zeros, xs)[1], None)
+    return lax.scan(body, xs, p["blocks"])[0]
+
+  spellings = {"one loop": one_loop, "a loop a layer": loop_a_layer, "input products before the loop": products_before}
+  if spelling == "layers over time":
+    params["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+  hidden = spellings.get(spelling, layers_over_time)
+  facts = read(lambda p, xs: hidden(p, xs)[-1] @ p["out"], params, xs)
+  assert facts["out"].depth == 3
+  if spelling == "layers over time":
+    assert np.array_equal(facts["blocks/w"].depth, [0, 1, 2])
+    assert np.array_equal(facts["blocks/u"].depth, [0, 1, 2])
+  else:
+    assert [facts[f"blocks/{i}/{name}"].depth for i in range(3) for name in "wu"] == [0, 0, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("cast", [jnp.float32, jnp.bfloat16])

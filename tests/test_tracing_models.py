@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 import reference
-from flax import nnx
+from flax import linen, nnx
 from models import MODELS, NnxMLP, gpt_tied, mlp_linen, rand, resnet20, scanned, unet
 from plain_models import check, leaves_by_path, scale_by_hand
 from support import jitted
@@ -106,7 +106,7 @@ def test_muon_on_attention_and_scanned_layers():
   numbers = optax.contrib.MuonDimensionNumbers
   model = gpt_tied()
   dims = leaves_by_path(
-    structure_from_model(model.apply, model.params, *model.inputs).muon_dimension_numbers(),
+    structure_from_model(model.apply, model.params, *model.inputs).muon_dimension_numbers()(model.params),
     lambda x: x is None or isinstance(x, numbers),
   )
   by_hand = {}
@@ -119,7 +119,7 @@ def test_muon_on_attention_and_scanned_layers():
   assert {path: value for path, value in dims.items() if value is not None} == by_hand
 
   model = scanned()
-  spec = structure_from_model(model.apply, model.params, *model.inputs).muon_dimension_numbers()
+  spec = structure_from_model(model.apply, model.params, *model.inputs).muon_dimension_numbers()(model.params)
   spec_by_hand = jax.tree_util.tree_map_with_path(
     lambda path, leaf: (
       None
@@ -135,6 +135,27 @@ def test_muon_on_attention_and_scanned_layers():
   one = {"layer": grads["params"]["layers"]["up"]["kernel"][1]}  # Muon of one layer of the stack, by itself
   alone = step(optax.contrib.muon(0.1))(one)["layer"]
   np.testing.assert_allclose(steps[0]["params"]["layers"]["up"]["kernel"][1], alone, rtol=2e-3, atol=1e-4)
+
+
+def test_muon_on_a_module_that_can_be_called_and_on_parameters_beside_statistics():
+  """Muon calls what is callable: the numbers must not be a tree of the shape of the module."""
+  module, x = NnxMLP(nnx.Rngs(0)), rand((3, 4))
+  numbers = structure_from_model(NnxMLP.__call__, module, x).muon_dimension_numbers()
+  optimizer = nnx.Optimizer(module, optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers), wrt=nnx.Param)
+  before = nnx.state(module, nnx.Param)
+  optimizer.update(module, jax.tree.map(jnp.ones_like, before))
+  assert numbers(before)["layers"][1]["kernel"].get_value() == optax.contrib.MuonDimensionNumbers((0,), (1,))
+
+  class Normed(linen.Module):
+    @linen.compact
+    def __call__(self, x):
+      return linen.Dense(2, name="head")(linen.BatchNorm(use_running_average=True)(linen.Dense(3, name="first")(x)))
+
+  variables = Normed().init(jax.random.key(0), x)
+  numbers = structure_from_model(Normed().apply, variables, x).muon_dimension_numbers()
+  tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers)
+  tx.update(variables["params"], tx.init(variables["params"]), variables["params"])
+  assert numbers(variables["params"])["head"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1,))
 
 
 def test_one_call_for_each_framework():

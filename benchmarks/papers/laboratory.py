@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from optax_ext.compare import Comparison, Optimizer, Problem, Protocol, compare
+from optax_ext.compare.behaviour import check_behaviour
 from optax_ext.compare.experiment import FIRST_REPORTING_SEED, Laboratory
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.run import Result
@@ -55,6 +56,7 @@ def report(
   """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
   with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
     store = Store(folder, fingerprint(problem, protocol), kept(protocol))
+    check_behaviour(folder, problem, protocol, optimizers.values(), store.optimizers())
     laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
     fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
     runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}

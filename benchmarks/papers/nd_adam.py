@@ -74,8 +74,9 @@ def claims(options: argparse.Namespace) -> None:
   (folder / "angles").mkdir(parents=True, exist_ok=True)
   for name, rate in rates.items():
     path = folder / "angles" / f"{name}.json"
-    if not path.exists():
-      path.write_text(json.dumps(angles(problem, named(name, problem), rate, epochs)) + "\n", "utf-8")
+    if not path.exists() or json.loads(path.read_text("utf-8"))["rate"] != rate:
+      layers = angles(problem, named(name, problem), rate, epochs)
+      path.write_text(json.dumps({"rate": rate, "layers": layers}) + "\n", "utf-8")
 
 
 def scaled(problem: Problem, name: str, scale: float) -> Optimizer:

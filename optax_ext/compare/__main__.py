@@ -90,11 +90,9 @@ def run(options: argparse.Namespace) -> None:
   if options.epochs < 1:
     raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
   problem = load(options.problem)
-  if options.metric:
-    same = options.metric == problem.metric
-    problem = dataclasses.replace(
-      problem, metric=options.metric, maximize=options.maximize or (same and problem.maximize)
-    )
+  metric = options.metric or problem.metric
+  maximize = options.maximize or (metric == problem.metric and problem.maximize)
+  problem = dataclasses.replace(problem, metric=metric, maximize=maximize)
   every, early, plateau = problem.steps_per_epoch, options.early_stopping, options.plateau
   schedules = options.schedule.split(",")
   protocols = {

@@ -1,4 +1,4 @@
-"""Whether the runs in a folder are of the model and the optimizers that are asked for now: by what two steps do."""
+"""Whether the runs in a folder are of the model and the optimizers that are asked for now: by what a few steps do."""
 
 import functools
 import json
@@ -15,29 +15,68 @@ from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem, keys
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import initialiser
-from optax_ext.compare.train import Setting, start, train
+from optax_ext.compare.train import Setting, evaluate, start, train
 
 FILE = "behaviour.json"
-TOLERANCE = 1e-3  # relative: rounding on another machine is less, a changed setting more
+TOLERANCE = {"training": 1e-3, "updates": 1e-5}  # relative: rounding on another machine is less, a change more
+CURVATURES = (1.0, 0.1, 10.0)  # gradients of very different sizes show what a decay rate is
 
 
-def behaviour(problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: Any) -> list[float]:
-  """The losses of two steps at the optimizer's centre, on the first examples, and how far the parameters move.
+def behaviour(
+  problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]
+) -> dict[str, list[float]]:
+  """What two steps of training measure, and the sizes of the optimizer's updates on functions that need no model.
 
-  `initial` are the parameters and the state of seed 0.
+  `initial` are the parameters and the state of seed 0; the learning rate is the optimizer's centre.
   """
+  found = {"training": training(problem, protocol, optimizer, initial), "updates": sizes(protocol, optimizer, initial)}
+  return {name: [float(f"{value:.8g}") for value in values] for name, values in found.items()}
+
+
+def training(problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]) -> list[float]:
+  """The losses of two steps on the first examples, and the metrics of some validation examples after them."""
   params, state = initial
   trial = {"learning_rate": jnp.float32(optimizer.centre)}
   run = jax.jit(functools.partial(start, optimizer, protocol))(params, state, trial)
   step = jax.jit(functools.partial(train, problem, protocol, optimizer))
-  size, losses, before = problem.batch_size, [], run.params
+  size, losses = problem.batch_size, []
   for i in range(2):
     examples = (i * size + np.arange(size)) % problem.examples
     data = jax.tree.map(lambda array, examples=examples: jnp.asarray(array[examples]), problem.train)
     run, loss = step(run, Setting(trial, jnp.int32(0), keys(0)[1]), jnp.arange(size)[None], jnp.int32(i), data)
-    losses.append(float(loss))
-  moved = optax.tree_utils.tree_sub(run.params, before)
-  return [float(f"{value:.6g}") for value in (*losses, float(optax.tree_utils.tree_norm(moved)))]
+    losses.append(loss)
+  few = jax.tree.map(lambda array: jnp.asarray(array[:size]), problem.validation)
+  metrics = jax.jit(lambda run: evaluate(problem, optimizer, run, (None, few, None), with_test=False))(run)
+  return [float(value) for value in (*losses, *metrics.values())]
+
+
+def sizes(protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]) -> list[float]:
+  """Of three updates, down a parabola: the root mean square of each leaf's update, summed over leaves.
+
+  There gradient and parameters point the same way, so that weight decay is not at right angles to the rest.
+  """
+  trial = {"learning_rate": jnp.float32(optimizer.centre)}
+
+  def run(params: Any, state: Any) -> list[jax.Array]:
+    params, _, opt_state, _ = start(optimizer, protocol, params, state, trial)
+    tx = optimizer.build(trial, 1.0, protocol.shape())
+    found = []
+    for curvature in CURVATURES:
+      value_fn = functools.partial(_parabola, curvature)
+      value, grads = jax.value_and_grad(value_fn)(params)
+      updates, opt_state = tx.update(grads, opt_state, params, value=value, grad=grads, value_fn=value_fn)
+      params = optax.apply_updates(params, updates)
+      found.append(sum(jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(updates) if leaf.size))
+    return found
+
+  return [float(value) for value in jax.jit(run)(*initial)]
+
+
+def _parabola(curvature: float, params: Any) -> jax.Array:
+  """½s‖w + c‖², with cᵢ = cos(i)/10 in each leaf."""
+  shift = lambda leaf: 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
+  moved = jax.tree.map(lambda leaf: leaf + shift(leaf), params)
+  return 0.5 * curvature * optax.tree_utils.tree_norm(moved, squared=True)
 
 
 def check_behaviour(
@@ -49,14 +88,19 @@ def check_behaviour(
     ValueError: the model, its loss or an optimizer has changed.
   """
   path = folder / FILE
-  noted: dict[str, list[float]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  noted: dict[str, dict[str, list[float]]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
   known = {name: values for name, values in noted.items() if name in ran}
   initial = initialiser(problem)(0)
   now = {optimizer.name: behaviour(problem, protocol, optimizer, initial) for optimizer in optimizers}
   for name, values in now.items():
-    if not np.allclose(values, known.get(name, values), rtol=TOLERANCE, atol=0, equal_nan=True):
+    before = known.get(name, values)
+    if not all(_close(values[what], before[what], tolerance) for what, tolerance in TOLERANCE.items()):
       raise ValueError(
         f"{str(folder)!r} holds runs of {name!r} whose first steps were others: the model, its loss or the optimizer "
         "has changed since. Choose another folder, or delete this one."
       )
   path.write_text(json.dumps(known | now) + "\n", "utf-8")
+
+
+def _close(values: list[float], before: list[float], tolerance: float) -> bool:
+  return len(values) == len(before) and np.allclose(values, before, rtol=tolerance, atol=0, equal_nan=True)

@@ -181,6 +181,7 @@ def compare(
     check_behaviour(pathlib.Path(out), problem, protocol, all_arms.values(), store.optimizers())
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
+  single_rate = float(single_rate)
 
   given, ratio = sorted(map(float, learning_rates)) if learning_rates is not None else [], float(ratio)
   rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
@@ -285,7 +286,7 @@ def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str,
   if isinstance(optimizers, Mapping):
     optimizers = [o if isinstance(o, Optimizer) else Optimizer(name, o) for name, o in optimizers.items()]
   resolved: dict[str, Optimizer] = {}
-  if isinstance(optimizers, str) or not len(optimizers):
+  if isinstance(optimizers, str) or not isinstance(optimizers, Sequence) or not optimizers:
     raise ValueError(f"optimizers must be a list of at least one name or Optimizer, but was {optimizers!r}.")
   for optimizer in optimizers:
     if isinstance(optimizer, str):

@@ -180,7 +180,7 @@ class Runner:
     dropout = jnp.stack([keys(seed)[1] for seed in seeds])
     seed = np.array([seeds.index(tasks[i].seed) for i in places], np.int32)
     settings = Setting(*jax.device_put((trial, seed, dropout[seed]), self.split))
-    starts = jax.tree.map(lambda *leaves: np.stack(leaves), *[self.initial(tasks[i].seed) for i in places])
+    starts = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[self.initial(tasks[i].seed) for i in places])
     return settings, self._start(*jax.device_put(starts, self.split), settings.trial)
 
   def _rows(self, seeds: list[int], first: int) -> tuple[list[int], jax.Array]:

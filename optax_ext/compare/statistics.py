@@ -31,7 +31,8 @@ class Difference:
     baseline_diverged: Of the baseline's runs.
     seeds: Runs of each.
     identical: Whether all values are the same.
-    adjusted_p: `p` after Holm's adjustment within the experiment.
+    adjusted_p: `p` after Holm's adjustment within the experiment; of a comparison by itself `p`.
+    maximize: Whether more is better; else less.
   """
 
   mean: float
@@ -48,12 +49,14 @@ class Difference:
   seeds: int
   identical: bool
   adjusted_p: float | None = None
+  maximize: bool = False
 
   def as_measured(self, maximize: bool) -> "Difference":
     """Where more is better: with the signs of the metric, not those that make less better."""
     if not maximize:
       return self
-    return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low, baseline_mean=-self.baseline_mean)
+    signs = {"mean": -self.mean, "low": -self.high, "high": -self.low, "baseline_mean": -self.baseline_mean}
+    return dataclasses.replace(self, **signs, maximize=not self.maximize)
 
   @property
   def verdict(self) -> str:
@@ -69,7 +72,7 @@ class Difference:
     if self.equal_p is not None and self.equal_p < 0.05 and -self.margin < self.low and self.high < self.margin:
       return "equal"
     if self.adjusted_p is not None and self.adjusted_p < 0.05 and not self.low <= 0 <= self.high:
-      return "better" if self.mean < 0 else "worse"
+      return "better" if (self.mean > 0) == self.maximize else "worse"
     return "undecided"
 
 
@@ -110,6 +113,7 @@ def paired(values: Sequence[float], baseline: Sequence[float], relative_margin: 
     baseline_diverged=int((~np.isfinite(b)).sum()),
     seeds=len(a),
     identical=identical,
+    adjusted_p=p,
   )
 
 

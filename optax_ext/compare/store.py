@@ -37,13 +37,13 @@ class Store:
     if folder is None or self.path is None:
       return
     check_folder(folder)
-    if not self.path.exists():
+    text = self.path.read_text("utf-8") if self.path.exists() else ""
+    complete = text[: text.rfind("\n") + 1]  # without a line whose writing was interrupted
+    if not complete:
       self.path.write_text(json.dumps({"experiment": experiment}) + "\n", "utf-8")
       return
-    text = self.path.read_text("utf-8")
-    complete = text[: text.rfind("\n") + 1]  # without a line whose writing was interrupted
     lines = [json.loads(line) for line in complete.splitlines()]
-    if not lines or lines[0] != {"experiment": experiment}:
+    if lines[0] != {"experiment": experiment}:
       raise ValueError(
         f"{str(self.path)!r} holds runs of another experiment (another problem, data, protocol, or version of jax or "
         "optax), so that they cannot be continued: choose another folder, or delete this one."

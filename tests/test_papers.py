@@ -344,11 +344,22 @@ def test_the_same_rule_differs_by_noise(tmp_path):
   ]
   other = difference(report.SAME_RULE[0], "adam", "tuned", "better", -0.01, -0.015, -0.005)
   write_comparison(tmp_path / "alone", "error", "after the last step", differences=[other])
-  write_comparison(tmp_path / "both", "error", "after the last step", differences=[other, *control])
+  errors = {"adamnx": {"one rate": [0.1] * 5, "reporting": [0.2] * 5}}
+  errors["adax"] = {"one rate": [0.099] * 5, "reporting": [0.18] * 5}
+  rates = {("adax", "reporting"): 0.0178, ("adamnx", "reporting"): 0.0042}
+  rows = [
+    (name, phase, rates.get((name, phase), 1e-3), {"test/error last": error})
+    for name, phases in errors.items()
+    for phase, of in phases.items()
+    for error in of
+  ]
+  write_comparison(tmp_path / "both", "error", "after the last step", rows, [other, *control])
   assert report.noise(page, "missing") == report.noise(page, "alone") == []
   words = report.noise(page, "both")[0]
   assert words.startswith('"adax as adamnx, matched" and "adamnx, matched" are the same rule')
-  assert words.endswith("it is -0.20% [-0.40, +0.00], equal; each tuned, +2.00% [+1.00, +3.00], better.")
+  assert "at one learning rate -0.20% [-0.40, +0.00], equal; each tuned, +2.00% [+1.00, +3.00], better." in words
+  assert "better by +1.00% [+1.00, +1.00] at one learning rate; each tuned, by +10.00% [+10.00, +10.00]," in words
+  assert "tuning seed took the rates 0.0178 and 0.0042." in words
 
 
 def test_logits_are_compared_on_the_same_seeds(tmp_path):

@@ -70,7 +70,7 @@ at one learning rate; and what is left when every optimizer, Adam too, has its o
 validation data with as many trials, and is judged on test data with fresh seeds.
 
 Differences are between runs of the same seed (initialisation, order of the data, dropout), with 95% bootstrap intervals
-over seeds, which are too narrow for few of them: of normal values they hold the mean in 94% of cases with 30 seeds, in
+over seeds, which are too narrow for few of them: of normal values they hold the mean in 93% of cases with 30 seeds, in
 84% with 5. "better" and "worse" need p < 0.05 after Holm's adjustment (from 5 seeds on) and an interval without 0;
 "equal" an interval inside ±0.5% of the baseline; all else is "undecided", and where all seeds agree in sign, that is
 said. Networks and data are small: see the limits at the end. Raw results, one line a run, lie in `papers/`;

@@ -107,7 +107,7 @@ def summary(comparison: Comparison) -> str:
     "- A difference is the optimizer's value less its baseline's on the same seed, with a 95% bootstrap interval over "
     "seeds. p is of the paired t test, adjusted by Holm over this table; Welch's is beside it for comparison with "
     f"papers. Below {ENOUGH} seeds there is no p. The interval is too narrow for few seeds: of normal values it holds "
-    "the mean in 94% of cases with 30 seeds, in 90% with 8, in 84% with 5, and in 75% at most with 3.",
+    "the mean in 93% of cases with 30 seeds, in 88% with 8, in 84% with 5, and in 72% with 3.",
     f"- equal: two one-sided tests and the interval put the difference inside ±{comparison.margin:.2%} of the "
     "baseline, each at 5% and not adjusted. undecided: neither that nor a difference could be shown. identical: every "
     "seed gave the same value.",

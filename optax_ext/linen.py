@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from optax_ext.softmax import scale_and_shift
+
 
 class BatchNormLogits(nn.Module):
   """Batch-normalises logits, with one constant scale for all classes (BN-softmax).
@@ -58,6 +60,4 @@ class BatchNormLogits(nn.Module):
       use_bias=False,
     )(logits)
     shift = self.param("bias", nn.initializers.zeros_init(), (logits.shape[-1],), self.param_dtype)
-    shifted = self.scale * normalized + jnp.asarray(shift, normalized.dtype)
-    own = logits.dtype if jnp.issubdtype(logits.dtype, jnp.inexact) else shifted.dtype
-    return shifted.astype(own if self.dtype is None else self.dtype)
+    return scale_and_shift(normalized, self.scale, shift, logits, self.dtype)

@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from optax_ext.softmax import scale_and_shift
+
 
 class BatchNormLogits(nnx.Module):
   """Batch-normalises logits, with one constant scale for all classes (BN-softmax).
@@ -64,6 +66,4 @@ class BatchNormLogits(nnx.Module):
   def __call__(self, logits: jax.Array, use_running_average: bool | None = None) -> jax.Array:
     """Normalised logits; by default with the batch's statistics in training and the running ones in evaluation."""
     normalized = self.norm(logits, use_running_average=use_running_average)  # float32 at least, as its statistics
-    shifted = self.scale * normalized + jnp.asarray(self.bias[...], normalized.dtype)
-    own = logits.dtype if jnp.issubdtype(logits.dtype, jnp.inexact) else shifted.dtype
-    return shifted.astype(own if self.dtype is None else self.dtype)
+    return scale_and_shift(normalized, self.scale, self.bias[...], logits, self.dtype)

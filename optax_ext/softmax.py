@@ -4,6 +4,8 @@ The L2 penalty is here. Batch-normalised logits are a Flax layer, `BatchNormLogi
 `optax_ext.nnx`, which need Flax.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -44,3 +46,10 @@ def l2_logits(logits: jax.Array, weight: Scalar = 1e-3) -> jax.Array:
     raise ValueError("logits must have an axis of classes, but was a scalar.")
   z = jnp.asarray(logits, arithmetic_dtype(logits))
   return weight / 2 * jnp.mean(jnp.sum(abs_sq(z), axis=-1))
+
+
+def scale_and_shift(normalized: jax.Array, scale: float, shift: jax.Array, logits: jax.Array, dtype: Any) -> jax.Array:
+  """γ_C·z + shift of normalised logits z, rounded once: to `dtype`, or with `None` to the dtype of `logits`."""
+  shifted = scale * normalized + jnp.asarray(shift, normalized.dtype)
+  own = logits.dtype if jnp.issubdtype(logits.dtype, jnp.inexact) else shifted.dtype
+  return shifted.astype(own if dtype is None else dtype)

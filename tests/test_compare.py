@@ -534,7 +534,7 @@ class TestCompare:
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])  # once is enough: they take a second each
     calls.clear()
     self.compare(arms, **options)
-    assert len(calls) == 5  # the checks; no run is done again
+    assert len(calls) == 4  # the checks; no run is done again
 
     lines = stored.splitlines(keepends=True)
     (tmp_path / "finished.jsonl").write_text("".join(lines[:-3]) + lines[-3][:40])  # interrupted while writing
@@ -679,8 +679,12 @@ class TestCompare:
     ],
   )
   def test_a_changed_setting_is_noticed(self, one, other):
-    initial = initialiser(linear())(0)
-    size = lambda make: sizes(self.PROTOCOL, Optimizer("mine", make), initial)
+    trial, initial = {"learning_rate": jnp.float32(1e-3)}, initialiser(linear())(0)
+
+    def size(make):
+      optimizer = Optimizer("mine", make)
+      return sizes(self.PROTOCOL, optimizer, start(optimizer, self.PROTOCOL, *initial, trial), trial)
+
     np.testing.assert_allclose(size(one), size(one), rtol=1e-6)
     assert not np.allclose(size(one), size(other), rtol=1e-5, atol=0)
 

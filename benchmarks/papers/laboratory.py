@@ -11,11 +11,10 @@ from typing import Any
 import jax
 
 from optax_ext.compare import Comparison, Optimizer, Problem, Protocol, compare
-from optax_ext.compare.behaviour import check_behaviour
+from optax_ext.compare.behaviour import opened
 from optax_ext.compare.experiment import FIRST_REPORTING_SEED, Laboratory
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.run import Result
-from optax_ext.compare.store import Store, fingerprint
 
 RESULTS = pathlib.Path(__file__).parents[1] / "results" / "papers"
 FEW = 20  # evaluations of a run: all are kept
@@ -55,8 +54,7 @@ def report(
 ) -> dict[str, list[Result]]:
   """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
   with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
-    store = Store(folder, fingerprint(problem, protocol), kept(protocol))
-    check_behaviour(folder, problem, protocol, optimizers.values(), store.optimizers())
+    store = opened(folder, problem, protocol, optimizers.values(), kept(protocol))
     laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
     fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
     runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}

@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,8 @@ from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem, keys
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import initialiser
-from optax_ext.compare.train import Setting, evaluate, start, train
+from optax_ext.compare.store import Store, fingerprint
+from optax_ext.compare.train import Run, Setting, evaluate, start, train
 
 FILE = "behaviour.json"
 TOLERANCE = {"training": 1e-3, "updates": 1e-5}  # relative: rounding on another machine is less, a change more
@@ -29,15 +30,17 @@ def behaviour(
 
   `initial` are the parameters and the state of seed 0; the learning rate is the optimizer's centre.
   """
-  found = {"training": training(problem, protocol, optimizer, initial), "updates": sizes(protocol, optimizer, initial)}
-  return {name: [float(f"{value:.8g}") for value in values] for name, values in found.items()}
-
-
-def training(problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]) -> list[float]:
-  """The losses of two steps on the first examples, and the metrics of some validation examples after them."""
-  params, state = initial
   trial = {"learning_rate": jnp.float32(optimizer.centre)}
-  run = jax.jit(functools.partial(start, optimizer, protocol))(params, state, trial)
+  run = jax.jit(functools.partial(start, optimizer, protocol))(*initial, trial)
+  measured = {"training": training(problem, protocol, optimizer, run, trial)}
+  measured["updates"] = sizes(protocol, optimizer, run, trial)
+  return {name: [float(f"{float(value):.8g}") for value in values] for name, values in measured.items()}
+
+
+def training(
+  problem: Problem, protocol: Protocol, optimizer: Optimizer, run: Run, trial: Mapping[str, jax.Array]
+) -> list[jax.Array]:
+  """The losses of two steps on the first examples, and the metrics of some validation examples after them."""
   step = jax.jit(functools.partial(train, problem, protocol, optimizer))
   size, losses = problem.batch_size, []
   for i in range(2):
@@ -47,18 +50,16 @@ def training(problem: Problem, protocol: Protocol, optimizer: Optimizer, initial
     losses.append(loss)
   few = jax.tree.map(lambda array: jnp.asarray(array[:size]), problem.validation)
   metrics = jax.jit(lambda run: evaluate(problem, optimizer, run, (None, few, None), with_test=False))(run)
-  return [float(value) for value in (*losses, *metrics.values())]
+  return [*losses, *metrics.values()]
 
 
-def sizes(protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]) -> list[float]:
+def sizes(protocol: Protocol, optimizer: Optimizer, run: Run, trial: Mapping[str, jax.Array]) -> list[jax.Array]:
   """Of three updates, down a parabola: the root mean square of each leaf's update, summed over leaves.
 
   There gradient and parameters point the same way, so that weight decay is not at right angles to the rest.
   """
-  trial = {"learning_rate": jnp.float32(optimizer.centre)}
 
-  def run(params: Any, state: Any) -> list[jax.Array]:
-    params, _, opt_state, _ = start(optimizer, protocol, params, state, trial)
+  def steps(params: Any, opt_state: Any, trial: Mapping[str, jax.Array]) -> list[jax.Array]:
     tx = optimizer.build(trial, 1.0, protocol.shape())
     found = []
     for curvature in CURVATURES:
@@ -69,7 +70,7 @@ def sizes(protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]) ->
       found.append(sum(jnp.sqrt(jnp.mean(jnp.square(leaf))) for leaf in jax.tree.leaves(updates) if leaf.size))
     return found
 
-  return [float(value) for value in jax.jit(run)(*initial)]
+  return jax.jit(steps)(run.params, run.opt_state, trial)
 
 
 def _parabola(curvature: float, params: Any) -> jax.Array:
@@ -77,6 +78,24 @@ def _parabola(curvature: float, params: Any) -> jax.Array:
   shift = lambda leaf: 0.1 * jnp.cos(jnp.arange(leaf.size, dtype=leaf.dtype)).reshape(leaf.shape)
   moved = jax.tree.map(lambda leaf: leaf + shift(leaf), params)
   return 0.5 * curvature * optax.tree_utils.tree_norm(moved, squared=True)
+
+
+def opened(
+  folder: pathlib.Path | None,
+  problem: Problem,
+  protocol: Protocol,
+  optimizers: Collection[Optimizer],
+  points: int | None,
+) -> Store:
+  """The finished runs of a folder, which are certain to be of this problem, this protocol and these optimizers.
+
+  Raises:
+    ValueError: as `Store` and `check_behaviour`.
+  """
+  store = Store(folder, fingerprint(problem, protocol), points)
+  if folder:
+    check_behaviour(folder, problem, protocol, optimizers, store.optimizers())
+  return store
 
 
 def check_behaviour(

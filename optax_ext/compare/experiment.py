@@ -12,7 +12,7 @@ import numpy as np
 import optax
 
 from optax_ext.compare import grid
-from optax_ext.compare.behaviour import check_behaviour
+from optax_ext.compare.behaviour import opened
 from optax_ext.compare.grid import Range
 from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem, check_problem, keys
@@ -20,7 +20,7 @@ from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.statistics import Difference, adjust, paired
-from optax_ext.compare.store import Store, fingerprint
+from optax_ext.compare.store import Store
 from optax_ext.compare.tuning import Search, Trial, Tuner, value_of
 
 FIRST_REPORTING_SEED = 1000  # tuning seeds count from 0
@@ -176,9 +176,7 @@ def compare(
   check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
   check_optimizers(all_arms.values(), params, protocol.shape())
-  store = Store(pathlib.Path(out) if out else None, fingerprint(problem, protocol), curve_points)
-  if out:
-    check_behaviour(pathlib.Path(out), problem, protocol, all_arms.values(), store.optimizers())
+  store = opened(pathlib.Path(out) if out else None, problem, protocol, all_arms.values(), curve_points)
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)

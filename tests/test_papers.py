@@ -255,14 +255,26 @@ def difference(optimizer, baseline, comparison, verdict, mean, low, high):
   return {"optimizer": optimizer, "baseline": baseline, "comparison": comparison, "verdict": verdict} | numbers
 
 
-def write_comparison(folder, metric, where, rows=(), differences=()):
+def write_runs(folder, runs, facts=None):
+  """What is left of runs. They are (optimizer, rate, seed, phase, curves); the second of three evaluations is best."""
+  folder.mkdir(parents=True, exist_ok=True)
+  lines = []
+  for optimizer, rate, seed, phase, curves in runs:
+    diverged = any(math.isnan(value) for values in curves.values() for value in values)
+    result = Result({"learning_rate": rate}, seed, [1, 2, 3], curves, 1, diverged, stopped_early=False)
+    lines.append({"key": f"{optimizer}|{rate}|{seed}|{phase}", "result": vars(result)})
+  (folder / "finished.jsonl").write_text("\n".join(["{}", *map(json.dumps, lines), ""]), "utf-8")
+  if facts:
+    (folder / "facts.json").write_text(json.dumps(facts), "utf-8")
+
+
+def write_comparison(folder, metric, where, rows=(), differences=(), runs=()):
   """What `compare` leaves of a tuned comparison. `rows` are (optimizer, phase, learning rate, values of a run)."""
-  folder.mkdir(parents=True)
+  write_runs(folder, runs)
   sentence = f"Test {metric} (less is better) {where}; at most 20 steps of 16 examples, evaluated every 10."
   text = f"# problem: a, b\n\n{sentence}\n\n## Each at its best learning rate\n\n## How to read this\n"
   (folder / "summary.md").write_text(text, "utf-8")
   (folder / "comparisons.json").write_text(json.dumps(list(differences)), "utf-8")
-  (folder / "finished.jsonl").write_text('{"experiment": "0"}\n', "utf-8")
   table = [
     {"optimizer": optimizer, "phase": phase, "learning_rate": rate, "diverged": math.nan in values.values()} | values
     for optimizer, phase, rate, values in rows
@@ -305,35 +317,50 @@ def test_verdicts_in_words(tmp_path):
   assert page.deciding("y") == "test/loss best"
 
 
-def test_runs_at_the_rate_that_the_facts_name(tmp_path):
+def test_runs_at_the_rates_of_the_facts(tmp_path):
   """Where a comparison was continued with another best rate, runs at the one before are still in the file."""
-  run = lambda rate, seed: vars(Result({"learning_rate": rate}, seed, [1], {}, 0, False, False))
-  lines = [
-    json.dumps({"key": f"a|{rate}|{seed}|report", "result": run(rate, seed)}) for rate in (1, 2) for seed in (1, 0)
+  runs = [("a", rate, seed, phase, {}) for phase in ("report", "tune") for rate in (1, 2) for seed in (1, 0)]
+  facts = {"seeds": 2, "rates": {"a": 2}}
+  page = pages.Pages(tmp_path, tmp_path)
+  write_runs(tmp_path / "x", runs, facts)
+  assert [(r.trial["learning_rate"], r.seed) for r in page.published("x", "x.py")["a"]] == [(2, 0), (2, 1)]
+  assert page.missing == []
+  write_runs(tmp_path / "x", runs[:3], facts)
+  assert page.published("x", "x.py") == page.published("y", "y.py") == page.published("z") == {}
+  assert page.missing == [
+    "`python benchmarks/papers/x.py`: interrupted after 1 of 2 runs",
+    "`python benchmarks/papers/y.py`: nothing",
   ]
-  (tmp_path / "finished.jsonl").write_text("\n".join(["{}", *lines, ""]), "utf-8")
-  found = lambda: [
-    (result.trial["learning_rate"], result.seed) for result in pages.Pages(tmp_path, tmp_path).reporting("")["a"]
-  ]
-  assert found() == [(1, 0), (2, 0), (1, 1), (2, 1)]
-  (tmp_path / "facts.json").write_text(json.dumps({"rates": {"a": 2}}), "utf-8")
-  assert found() == [(2, 0), (2, 1)]
 
 
 def test_losses_of_exadams_table(tmp_path):
-  """Means of two seeds at each rate; tuning runs are left out, and a diverged run is counted."""
-  losses = {"train/loss last": 1.0, "validation/loss best": 1.5, "validation/loss last": 1.7}
-  losses |= {"test/loss best": 1.6, "test/loss last": 1.8}
-  times = lambda factor: {name: factor * value for name, value in losses.items()}
-  rows = [("exadam", "tuning", 1e-3, times(100)), ("exadam", "reporting", 1e-3, times(1))]
-  rows += [("exadam", "reporting", 1e-3, times(3)), ("adam", "reporting", 1e-2, times(math.nan))]
-  rows += [("adam", "reporting", 1e-2, times(2)), ("exadam", "one rate", 1e-4, times(4))]
-  write_comparison(tmp_path / "exadam/small", "loss", "at the best validation value", rows)
-  lines = report.losses(pages.Pages(tmp_path, tmp_path), "exadam/small")
-  assert "| exadam | one for all | 4 | 6 | 6.8 | 6.4 | 7.2 | 0.611, 1.794 |" in lines
-  assert "| exadam | tuned | 2 | 3 | 3.4 | 3.2 | 3.6 | – |" in lines
-  assert "| adam | tuned | 2 (1 of 2 diverged) | 3 (1 of 2 diverged) |" in "\n".join(lines)
-  assert report.losses(pages.Pages(tmp_path, tmp_path), "exadam/full") == []
+  """Means of two seeds at 1e-4, before and after anything is tuned; a diverged run is counted."""
+  curves = lambda factor: {
+    "train/loss": [9.0, 9.0, 1.0 * factor],
+    "validation/loss": [9.0, 1.5 * factor, 1.7 * factor],
+    "test/loss": [9.0, 1.6 * factor, 1.8 * factor],
+  }
+  runs = [("exadam", 1e-4, 0, "report", curves(1)), ("exadam", 1e-4, 1, "report", curves(3))]
+  runs += [("adam", 1e-4, seed, "report", curves(4)) for seed in (0, 1)]
+  runs += [("sgd", 1e-4, seed, "report", curves(factor)) for seed, factor in enumerate([2, math.nan])]
+  more = [("exadam", 1e-3, 0, "tune", curves(100)), ("exadam", 1e-3, 0, "report", curves(5))]
+  more += [("exadam", 1e-3, 1, "report", curves(5))]
+  facts = {"seeds": 2, "rates": dict.fromkeys(["exadam", "adam", "sgd"], 1e-4)}
+  for all_runs in (runs, runs + more):
+    write_runs(tmp_path / "exadam/small", all_runs, facts)
+    page = pages.Pages(tmp_path, tmp_path)
+    lines = report.exadam(page)
+    gap = "+50.00% [+25.00, +75.00], undecided (all 2 seeds lower)"
+    assert f"| exadam | 2 | 3 | 3.4 | 3.2 | 3.6 | {gap} | 0.611, 1.794 |" in lines
+    assert "| adam | 4 | 6 | 6.8 | 6.4 | 7.2 | – | 1.322, 1.567 |" in lines
+    row = next(line for line in lines if line.startswith("| sgd |"))
+    assert "| 2 (1 of 2 diverged) | 3 (1 of 2 diverged) |" in row
+    assert "| 1 of 2 diverged (baseline 0) | 2.744, 2.766 |" in row
+    assert f"`python benchmarks/papers/exadam.py tuned`: interrupted after {len(all_runs)} runs" in page.missing
+  rows = [(name, "reporting", rate, {"test/loss best": 1.0}) for name, rate in (("exadam", 1e-3), ("adam", 1e-4))]
+  write_comparison(tmp_path / "exadam/small", "loss", "at the best validation value", rows, runs=runs + more)
+  lines = report.exadam(pages.Pages(tmp_path, tmp_path))
+  assert "| exadam | 5 | 7.5 | 8.5 | 8 | 9 | -25.00% [-25.00, -25.00], undecided (all 2 seeds higher) |" in lines
 
 
 def test_the_same_rule_differs_by_noise(tmp_path):
@@ -412,6 +439,7 @@ def test_the_report_says_what_the_runs_say(tmp_path):
       lines.append(json.dumps({"key": f"{arm}|learning_rate=0.001|seed={seed}|report", "result": vars(result)}))
   folder = tmp_path / "papers" / "caadam" / "64-32-published"
   folder.mkdir(parents=True)
+  (folder / "facts.json").write_text(json.dumps({"seeds": 30, "rates": dict.fromkeys(arms, 1e-3)}), "utf-8")
   (folder / "finished.jsonl").write_text("\n".join(lines) + "\n" + lines[-1][:50], "utf-8")  # interrupted while writing
   other = tmp_path / "papers" / "nd_adam" / "plain"
   other.mkdir(parents=True)

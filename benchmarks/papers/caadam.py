@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import keras_optimizers as keras
 import laboratory
-from laboratory import note, report, share_cores, tuned
+from laboratory import report, share_cores, tuned
 
 from optax_ext import Additive, ByDepth, Multiplicative
 from optax_ext.compare import EarlyStopping, Optimizer, Problem, Protocol, ReduceOnPlateau
@@ -81,7 +81,6 @@ def published(options: argparse.Namespace) -> None:
   folder = options.out / "caadam" / f"{options.network}-{'own-init' if options.own_init else 'published'}"
   optimizers, rates = arms(problem)
   seeds = 2 if options.slice else 10 if options.network == CALIFORNIA[-1] else 30
-  note(folder, experiment="caadam", network=options.network, own_init=options.own_init, seeds=seeds, rates=rates)
   report(folder, problem, protocol(problem, 16 if options.slice else 1000), optimizers, seeds, rates)
 
 

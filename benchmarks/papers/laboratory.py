@@ -55,6 +55,7 @@ def report(
   """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
   with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
     store = opened(folder, problem, protocol, optimizers.values(), kept(protocol))
+    note(folder, seeds=seeds, rates=rates)
     laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
     fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
     runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}
@@ -83,5 +84,4 @@ def kept(protocol: Protocol) -> int | None:
 
 def note(folder: pathlib.Path, **facts: Any) -> None:
   """Writes what the report has to know beside the runs."""
-  folder.mkdir(parents=True, exist_ok=True)
   (folder / "facts.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")

@@ -55,7 +55,7 @@ def compare_tuned(options: argparse.Namespace) -> None:
   epochs = 1 if options.slice else 10
   found = tuned(folder, problem, names, protocol(problem, epochs), "step", single_rate=0, add_baselines=False, **size)
   rates = {name: arm.search.best["learning_rate"] for name, arm in found.arms.items() if arm.search.best}
-  note(folder, experiment="nd_adam", logits=options.logits, rates=rates)
+  note(folder, rates=rates)
 
 
 def claims(options: argparse.Namespace) -> None:
@@ -70,7 +70,6 @@ def claims(options: argparse.Namespace) -> None:
   }
   at = {arm: rates[arm.partition(",")[0]] for arm in arms}
   report(folder / "initial-scale", problem, protocol(problem, epochs), arms, 1 if options.slice else 3, at, "step")
-  note(folder / "initial-scale", experiment="nd_adam", rates=at)
   (folder / "angles").mkdir(parents=True, exist_ok=True)
   for name, rate in rates.items():
     path = folder / "angles" / f"{name}.json"

@@ -7,13 +7,14 @@ import math
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from optax_ext.compare.run import Result
 
+PYTHON = "python benchmarks/papers/"
 PHASES = {"tuned": "reporting", "at one rate": "one rate"}  # comparisons, as runs.csv names their runs
 
 
@@ -28,16 +29,17 @@ class Pages:
     """Whether a tuned comparison is: its summary is written last."""
     return (self.folder / name / "summary.md").exists()
 
-  def finished(self, name: str, command: str, runs: int | None = None) -> bool:
-    """Whether an experiment is complete, that is has `runs` runs or its summary; otherwise it is noted as missing."""
-    done = len(self.lines(name))
-    if done == runs or (runs is None and self.complete(name)):
-      return True
-    of = f" of {runs}" if runs else ""
-    self.missing.append(
-      f"`python benchmarks/papers/{command}`: {f'interrupted after {done}{of} runs' if done else 'nothing'}"
-    )
-    return False
+  def published(self, name: str, command: str = "") -> dict[str, list[Result]]:
+    """Reporting runs at the rates that the facts name; none before all are there, which is noted for a command."""
+    path = self.folder / name / "facts.json"
+    facts = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": 0, "rates": {}}
+    runs = self.reporting(name, facts["rates"])
+    done, wanted = sum(len(of) for of in runs.values()), facts["seeds"] * len(facts["rates"])
+    if done and done == wanted:
+      return runs
+    if command:
+      self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} of {wanted} runs' if done else 'nothing'}")
+    return {}
 
   def lines(self, name: str) -> list[dict[str, Any]]:
     """Finished runs, without the line that names the experiment and without one whose writing was interrupted."""
@@ -45,17 +47,19 @@ class Pages:
     text = path.read_text("utf-8") if path.exists() else ""
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()[1:]]
 
-  def reporting(self, name: str) -> dict[str, list[Result]]:
-    """Reporting runs by optimizer, in the order of their seeds; where the facts name a rate, those at that rate."""
-    facts = self.folder / name / "facts.json"
-    rates = json.loads(facts.read_text("utf-8"))["rates"] if facts.exists() else {}
-    runs = collections.defaultdict(list)
+  def reporting(self, name: str, rates: Mapping[str, float]) -> dict[str, list[Result]]:
+    """Reporting runs of these optimizers at these learning rates, in the order of their seeds."""
+    runs: dict[str, list[Result]] = {optimizer: [] for optimizer in rates}
     for line in self.lines(name):
       optimizer, _, _, phase = line["key"].split("|")
-      rate = line["result"]["trial"]["learning_rate"]
-      if phase == "report" and rate == rates.get(optimizer, rate):
+      if phase == "report" and line["result"]["trial"]["learning_rate"] == rates.get(optimizer):
         runs[optimizer].append(Result(**line["result"]))
     return {optimizer: sorted(of, key=lambda result: result.seed) for optimizer, of in runs.items()}
+
+  def best(self, name: str) -> dict[str, list[Result]]:
+    """Reporting runs of a tuned comparison, each optimizer at its best learning rate."""
+    rates = self.values(name, "tuned", "learning_rate")
+    return self.reporting(name, {optimizer: of[0] for optimizer, of in rates.items()})
 
   def tables(self, name: str) -> list[str]:
     """The tables of a tuned comparison and its pictures."""
@@ -130,7 +134,9 @@ class Pages:
     self, name: str, title: str, command: str, optimizers: Sequence[str], remarks: Sequence[str] = ()
   ) -> list[str]:
     """The part of the report about one tuned comparison."""
-    if not self.finished(name, command):
+    if not self.complete(name):
+      done = len(self.lines(name))
+      self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} runs' if done else 'nothing'}")
       return []
     return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
 

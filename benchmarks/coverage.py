@@ -22,7 +22,8 @@ def held(seeds: int) -> float:
 
 
 if __name__ == "__main__":
-  print(f"{datetime.date.today()}, scipy {scipy.__version__}; {SAMPLES} normal samples, {RESAMPLES} resamples each\n")
+  facts = f"{datetime.date.today()}, scipy {scipy.__version__}; {SAMPLES} normal samples, {RESAMPLES} resamples each"
+  print(f"`python benchmarks/coverage.py`, {facts}\n")
   print("| seeds | intervals that hold the mean |\n|---|---|")
   for seeds in (3, 5, 8, 30):
     print(f"| {seeds} | {held(seeds):.1%} |")

@@ -46,7 +46,8 @@ def error(got, exact, up_to):
 
 
 def main():
-  print(f"{datetime.date.today()}, jax {jax.__version__}, Python {platform.python_version()}, CPU\n")
+  versions = f"jax {jax.__version__}, Python {platform.python_version()}"
+  print(f"`python benchmarks/gain_accuracy.py`, {datetime.date.today()}, {versions}, CPU\n")
   print(
     "| gain | parameter | w(10⁴) | largest relative error to t=10⁴ | to t=10⁷ | of the bound, Python number | traced |"
   )

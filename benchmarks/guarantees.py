@@ -51,7 +51,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--tests", help="the JUnit report of all tests, if they need not run again")
   options = parser.parse_args()
-  print(f"{datetime.date.today()}, jax {jax.__version__}, optax {optax.__version__}, CPU\n")
+  versions = f"jax {jax.__version__}, optax {optax.__version__}"
+  print(f"`python benchmarks/guarantees.py`, {datetime.date.today()}, {versions}, CPU\n")
   print("| suite | cases run | failed | skipped | failures that are expected, and why |\n|---|---|---|---|---|")
   for suite, path in suites.PATHS.items():
     done = subprocess.run(

@@ -166,7 +166,7 @@ def main() -> None:
     end, lives = killed_run(
       pathlib.Path(folder, "killed"), options.steps, options.kills, options.seed, options.processes
     )
-  print(f"{datetime.date.today()}, {' '.join(['python benchmarks/kill_test.py', *sys.argv[1:]])}\n")
+  print(f"`{' '.join(['python benchmarks/kill_test.py', *sys.argv[1:]])}`, {datetime.date.today()}\n")
   print("| life | resumed from step | killed after step | checkpoints being written |\n|---|---|---|---|")
   for number, life in enumerate(lives, 1):
     print(

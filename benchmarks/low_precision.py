@@ -205,8 +205,8 @@ def main():
   options = parser.parse_args()
   runs = Runs(options.results / "low_precision.jsonl")
   lines = [
-    f"{datetime.date.today()}, jax {jax.__version__}, CPU. Adam (0.9, 0.999), cosine to 0; means of 5 seeds; "
-    "differences paired by seed, with 95 % intervals (Student's t).",
+    f"`python benchmarks/low_precision.py`, {datetime.date.today()}, jax {jax.__version__}, CPU. "
+    "Adam (0.9, 0.999), cosine to 0; means of 5 seeds; differences paired by seed, with 95 % intervals (Student's t).",
     "",
   ]
   for name in options.problems:

@@ -17,7 +17,8 @@ import test_distribution as distribution
 
 
 def main() -> None:
-  print(f"{datetime.date.today()}, jax {jax.__version__}, 8 virtual CPU devices, {distribution.STEPS} steps\n")
+  facts = f"jax {jax.__version__}, 8 virtual CPU devices, {distribution.STEPS} steps"
+  print(f"`python benchmarks/meshes.py`, {datetime.date.today()}, {facts}\n")
   print("Largest difference of any parameter from the run on one device, relative to its leaf's largest value.\n")
   print(f"| dtype | optimizer | {' | '.join(distribution.MESHES)} |\n|---|---|{'---|' * len(distribution.MESHES)}")
   for dtype in jnp.float64, jnp.float32:

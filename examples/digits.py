@@ -32,7 +32,7 @@ def vector_axes(path: str, leaf: Any) -> tuple[int, ...] | None:
   return (0, 1, 2) if path.endswith("conv/kernel") else None
 
 
-# From a base learning rate to an optimizer. EXAdam's steps are 7 to 12 times as long as Adam's at the same rate, so it
+# From a base learning rate to an optimizer. EXAdam's steps are 7 to 28 times as long as Adam's at the same rate, so it
 # gets a tenth. ND-Adam uses the rate for its scalars and 50 times the rate for its vectors. AdamW decays as AdamNX.
 OPTIMIZERS: dict[str, Callable[[float], optax.GradientTransformation]] = {
   "adam": optax.adam,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr
 
@@ -48,8 +49,18 @@ def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   return jax.tree_util.tree_map_with_path(with_string, tree, *rest, is_leaf=lambda leaf: leaf is None)
 
 
+def check_no_count(tree: Any) -> None:
+  """Raises `TypeError` for a step count: `optax.inject_hyperparams` takes every callable for a schedule."""
+  if isinstance(tree, jax.Array) and tree.ndim == 0 and jnp.issubdtype(tree.dtype, jnp.integer):
+    raise TypeError(
+      "A function of the parameters was called with a step count, as a schedule is: name it, for example mask, in the "
+      "static_args of optax.inject_hyperparams."
+    )
+
+
 def mask_paths(shown: Callable[[str, Any], bool], tree: Any) -> Any:
   """A mask for `optax.masked`, False for `None`: what has no gradient is masked among the parameters too."""
+  check_no_count(tree)
   return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=lambda leaf: leaf is None)
 
 
@@ -64,7 +75,7 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     A function from a tree to a tree of labels: booleans for a regular expression.
 
   Raises:
-    TypeError: `label` is neither.
+    TypeError: `label` is neither; the function is called with a step count, as `optax.inject_hyperparams` does.
 
   Example:
     >>> groups = label_paths("embed|head")
@@ -77,7 +88,12 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     return label_paths(lambda path, leaf: pattern.search(path) is not None)
   if not callable(label):
     raise TypeError(f"label must be a regular expression or a function label(path, leaf), but was {label!r}.")
-  return lambda tree: map_with_paths(label, tree)
+
+  def labels(tree: Any) -> Any:
+    check_no_count(tree)
+    return map_with_paths(label, tree)
+
+  return labels
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

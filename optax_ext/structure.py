@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from optax_ext.checks import check_number
-from optax_ext.paths import by_path, check_paths, map_with_paths, mask_paths, natural_key
+from optax_ext.paths import by_path, check_no_count, check_paths, map_with_paths, mask_paths, natural_key
 from optax_ext.storage import arithmetic_dtype, real_dtype
 from optax_ext.tracing import Findings, is_array, read_model
 
@@ -591,7 +591,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
     A function from a tree to a tree of booleans.
 
   Raises:
-    TypeError: `structure` is neither a `Structure` nor `None`.
+    TypeError: `structure` is neither a `Structure` nor `None`; in use, a step count instead of a tree.
     ValueError: in use, when the structure has nothing for a leaf; the path is named.
 
   Example:
@@ -608,6 +608,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
     return not facts.uses and len(facts.shape) > 1 and _name(facts.path).startswith("embedding")
 
   def mask(tree: Any) -> Any:
+    check_no_count(tree)
     shown = {facts.path: decays(facts) for facts in (structure or structure_from_params(tree)).leaves()}
     check_paths("The structure", shown, tree, more=structure is not None)
     return mask_paths(lambda path, leaf: shown[path], tree)

@@ -167,6 +167,21 @@ def test_steps_of_exadam_at_a_constant_gradient(t, want):
   assert float(-updates[-1, 0]) == pytest.approx(want, rel=1e-2)
 
 
+@pytest.mark.parametrize(("t", "want"), [(10, 14.0), (300, 27.1), (1000, 24.9)])
+def test_steps_of_exadam_in_noise_against_adams(t, want):
+  """Root mean squares. Where the gradients' mean is zero, the gradient that EXAdam adds to m is the larger part."""
+
+  def sizes(tx):
+    def step(state, count):
+      noise = jax.random.normal(jax.random.fold_in(jax.random.key(0), count), (4096,))
+      updates, state = tx.update(noise, state)
+      return state, jnp.sqrt(jnp.mean(updates**2))
+
+    return jax.lax.scan(step, tx.init(jnp.zeros(4096)), jnp.arange(t))[1]
+
+  assert float(sizes(optax_ext.exadam(1.0))[-1] / sizes(optax.adam(1.0))[-1]) == pytest.approx(want, rel=5e-2)
+
+
 def test_log_step_is_a_piece_of_its_own():
   """exadam without it, on a learning rate multiplied by it, is exadam with it."""
   got = optax_ext.exadam(optax_ext.log_step_size(SCHEDULE), log_step=False)

@@ -258,6 +258,18 @@ def test_explicit_scales():
   np.testing.assert_array_equal(scaled(optax_ext.scale_by_structure(2.0), jnp.ones(3)), [2.0] * 3)
 
 
+@pytest.mark.parametrize("mask", [optax_ext.decay_mask(), optax_ext.label_paths("kernel"), optax_ext.vector_mask((0,))])
+def test_a_mask_called_as_a_schedule_says_so(mask):
+  """inject_hyperparams calls every callable with the count; a mask of False would decay nothing, without a word."""
+  params = {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)}
+  injected = optax.inject_hyperparams(optax.adamw)(1.0, weight_decay=0.5, mask=mask)
+  with pytest.raises(TypeError, match=r"called with a step count.*static_args"):
+    injected.init(params)
+  tx = optax.inject_hyperparams(optax.adamw, static_args="mask")(1.0, weight_decay=0.5, mask=mask)
+  updates, _ = tx.update(jax.tree.map(jnp.zeros_like, params), tx.init(params), params)
+  assert updates["kernel"][0, 0] == -0.5
+
+
 def test_an_explicit_structure_sees_masked_leaves():
   params = mlp(8, 64, 32, 1)
   structure = optax_ext.structure_from_params(params)

@@ -4,6 +4,7 @@ import datetime
 import os
 import pathlib
 import platform
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -15,11 +16,12 @@ RESULTS = pathlib.Path(__file__).parents[1] / "results" / "speed"
 
 
 def heading(title: str, *facts: str) -> str:
-  """A title, and below it when and with which versions the figures were made."""
+  """A title, and below it by which command, when and with which versions the figures were made."""
+  command = " ".join(["python benchmarks/speed/" + pathlib.Path(sys.argv[0]).name, *sys.argv[1:]])
   versions = [f"{m.__name__} {m.__version__}" for m in (jax, optax, optax_ext)] + [
     f"Python {platform.python_version()}"
   ]
-  return f"# {title}\n\n{', '.join([str(datetime.date.today()), *versions, *facts])}."
+  return f"# {title}\n\n{', '.join([f'`{command}`', str(datetime.date.today()), *versions, *facts])}."
 
 
 def this_machine() -> str:

@@ -1,6 +1,6 @@
 """Optimizers by name. Beside the papers' problems, the one file of the comparison that imports the rest of the library.
 
-Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 12 times Adam's, 2
+Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 28 times Adam's, 2
 to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.
 """
 

@@ -33,6 +33,24 @@ class Problem:
       other: an example like the others but for a weight of 0, say, that the loss heeds.
     hints: What named optimizers may want to know: `structure` (a `Structure`) and `axes` for caadam and nd_adam, and
       `normalised_units` (a bool): whether a per-unit normaliser follows each vector, which nd_adam needs.
+
+  Example:
+    >>> x = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+    >>> data = {"x": x, "y": x @ np.array([1.0, -2.0, 0.5], np.float32)}
+    >>> train, validation, test = ({name: a[at : at + 30] for name, a in data.items()} for at in (0, 30, 60))
+    >>> error = lambda w, data: jnp.mean((data["x"] @ w - data["y"]) ** 2)
+    >>> line = Problem(
+    ...   "line",
+    ...   init=lambda key: jnp.zeros(3),
+    ...   loss=lambda w, batch, key: error(w, batch),
+    ...   metrics=lambda w, data: {"loss": error(w, data)},
+    ...   train=train,
+    ...   validation=validation,
+    ...   test=test,
+    ...   batch_size=10,
+    ... )
+    >>> line.steps_per_epoch
+    3
   """
 
   name: str

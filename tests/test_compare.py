@@ -37,7 +37,7 @@ from optax_ext.compare import (
 )
 from optax_ext.compare import __main__ as command_line
 from optax_ext.compare.behaviour import check_behaviour, sizes
-from optax_ext.compare.experiment import differences
+from optax_ext.compare.experiment import differences, resolve
 from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.problem import check_problem
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
@@ -595,7 +595,7 @@ class TestCompare:
     other = Arm(Optimizer("other", optax.adam), search, rivals)
     none = Arm(Optimizer("none", optax.adam), lost)
     arms = {"adam": adam, "other": other, "none": none}
-    found = Comparison(toy(), Protocol(6, 2), arms, [0, 1, 2], [0], None, 0.005, {}, {}, "map")
+    found = Comparison(toy(), Protocol(6, 2), arms, [0, 1, 2], [0], None, 0.005, "map")
     found.tuned = differences(found, single=False)
     assert steps_to_target(found, "other") == (math.inf, 2)
     assert steps_to_target(found, "adam") == (6, 0)
@@ -647,6 +647,11 @@ class TestCompare:
     monkeypatch.setattr(bundled, "load", lambda name: linear())
     command_line.main(["--optimizers", "adam", "--maximize"])
     assert asked[-1].maximize
+    monkeypatch.setattr(bundled, "load", lambda name: toy(batch_size=61))
+    with pytest.raises(
+      SystemExit, match="batch_size must be from 1 to the number of training examples, 60, but was 61"
+    ):
+      command_line.main(["--optimizers", "adam"])
 
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
@@ -687,6 +692,34 @@ class TestCompare:
 
     np.testing.assert_allclose(size(one), size(one), rtol=1e-6)
     assert not np.allclose(size(one), size(other), rtol=1e-5, atol=0)
+
+  def test_a_moved_centre_is_no_other_optimizer(self, tmp_path):
+    for centre in (0.01, 0.02):
+      check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd, centre)], ["mine"])
+    assert json.loads((tmp_path / "behaviour.json").read_text())["mine"]["learning_rate"] == 0.01
+
+  def test_metrics_that_want_all_of_the_data(self, tmp_path):
+    """They are promised all of it; here they take it in pieces of 8, and a batch has 10."""
+    in_pieces = lambda params, data: linear().metrics(
+      params, {name: a.reshape(-1, 8, *a.shape[1:])[0] for name, a in data.items()}
+    )
+    problem = dataclasses.replace(linear(), batch_size=10, metrics=in_pieces)
+    check_behaviour(tmp_path, problem, self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
+
+  def test_who_is_compared_with_whom(self):
+    """What has no baseline of its own is compared with the others' baseline, wherever it stands."""
+    arms = {
+      name: Arm(Optimizer(name, optax.sgd, baselines=baselines), Search())
+      for name, baselines in [("new", ("base",)), ("mine", ()), ("base", ())]
+    }
+    of = Comparison(linear(), self.PROTOCOL, arms, [0], [1], None, 0.005, "map").baselines
+    assert (of("new"), of("mine"), of("base")) == (["base"], ["base"], [])
+    del arms["new"]
+    assert (of("mine"), of("base")) == ([], ["mine"])
+
+  def test_an_optimizer_in_a_dict_has_its_key_as_name(self):
+    named = resolve({"mine": Optimizer("x", optax.sgd, 0.5)}, linear(), add_baselines=True)
+    assert [(name, optimizer.name, optimizer.centre) for name, optimizer in named.items()] == [("mine", "mine", 0.5)]
 
   def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
     check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
@@ -744,6 +777,11 @@ class TestCompare:
     ({"seeds": 1.5}, "seeds must be"),
     ({"curve_points": 1.5}, "curve_points must be a whole number"),
     ({"problem": toy(batch_size=61)}, "batch_size must be from 1 to"),
+    (
+      {"problem": toy(init=lambda key: (jnp.ones(3), (), ()))},
+      r"init of the problem 'toy' must return \(params, state",
+    ),
+    ({"problem": toy(loss=lambda *args: jnp.float32(1))}, r"loss of the problem 'toy' must return \(scalar, new state"),
     ({"problem": toy(train={"x": np.zeros((9, 5)), "y": np.zeros(8)})}, "one leading axis"),
     ({"problem": toy(test={"x": np.zeros((9, 4), np.float32), "y": np.zeros(9, np.float32)})}, "Examples of test must"),
     ({"out": "/proc/nowhere"}, "cannot be written to"),

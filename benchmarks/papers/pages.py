@@ -24,6 +24,7 @@ class Pages:
   def __init__(self, folder: pathlib.Path, beside: pathlib.Path):
     self.folder, self.beside = folder, beside
     self.missing: list[str] = []
+    self.read: dict[str, dict[tuple[str, str, str], dict[str, Any]]] = {}
 
   def complete(self, name: str) -> bool:
     """Whether a tuned comparison is: its summary is written last."""
@@ -62,26 +63,44 @@ class Pages:
     return self.reporting(name, {optimizer: of[0] for optimizer, of in rates.items()})
 
   def tables(self, name: str) -> list[str]:
-    """The tables of a tuned comparison and its pictures."""
+    """What was compared how, the tables of a tuned comparison, and its picture."""
     text = (self.folder / name / "summary.md").read_text("utf-8")
+    how = text.split("\n\n")[1]
     body = text[text.index("\n## ") : text.index("## How to read this")].replace("\n## ", "\n#### ")
     picture = self.link(self.folder / name / "learning_rates.png")
     notes = [line for line in text.splitlines() if "outside the method's conditions" in line]
-    return [*body.strip().splitlines(), "", *notes, "", f"![{name}: metric against learning rate]({picture})", ""]
+    return [
+      how,
+      "",
+      *body.strip().splitlines(),
+      "",
+      *notes,
+      "",
+      f"![{name}: metric against learning rate]({picture})",
+      "",
+    ]
 
-  def differences(self, name: str) -> list[dict[str, Any]]:
-    """All differences of a tuned comparison, tuned and at one learning rate; none before it is complete.
+  def legend(self) -> list[str]:
+    """How to read those tables, as every summary has it."""
+    for path in sorted(self.folder.glob("*/*/summary.md")):
+      lines = path.read_text("utf-8").partition("## How to read this\n\n")[2].splitlines()
+      return [line for line in lines if "outside the method's conditions" not in line]
+    return []
 
-    "said" is the verdict, and whether all seeds agree where it is undecided.
+  def differences(self, name: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """All differences of a tuned comparison, by optimizer, baseline and comparison ("tuned" or "at one rate").
+
+    None before it is complete. "said" is the verdict, and whether all seeds agree where it is undecided.
     """
-    if not self.complete(name):
-      return []
-    column = self.deciding(name)
-    values = {comparison: self.values(name, comparison, column) for comparison in PHASES}
-    found = json.loads((self.folder / name / "comparisons.json").read_text("utf-8"))
-    for of in found:
-      of["said"] = said(of["verdict"], *(values[of["comparison"]][of[side]] for side in ("optimizer", "baseline")))
-    return found
+    if name not in self.read and self.complete(name):
+      column, self.read[name] = self.deciding(name), {}
+      values = {comparison: self.values(name, comparison, column) for comparison in PHASES}
+      for of in json.loads((self.folder / name / "comparisons.json").read_text("utf-8")):
+        pair, compared = (of["optimizer"], of["baseline"]), values[of["comparison"]]
+        self.read[name][(*pair, of["comparison"])] = of | {
+          "said": said(of["verdict"], *(compared[arm] for arm in pair))
+        }
+    return self.read.get(name, {})
 
   def deciding(self, name: str) -> str:
     """The column of runs.csv that decides, as the summary says."""
@@ -100,16 +119,15 @@ class Pages:
 
   def verdict(self, name: str, optimizer: str, baseline: str, comparison: str) -> str:
     """One of them in a cell of a table, in % of the baseline; `comparison` is "tuned" or "at one rate"."""
-    wanted = (optimizer, baseline, comparison)
-    for of in self.differences(name):
-      if (of["optimizer"], of["baseline"], of["comparison"]) == wanted:
-        numbers = [of[key] for key in ("mean", "low", "high", "baseline_mean")]
-        return of["said"] if None in numbers else f"{percent(*numbers)}, {of['said']}"
-    return "not run yet"
+    of = self.differences(name).get((optimizer, baseline, comparison))
+    if of is None:
+      return "not run yet"
+    numbers = [of[key] for key in ("mean", "low", "high", "baseline_mean")]
+    return of["said"] if None in numbers else f"{percent(*numbers)}, {of['said']}"
 
   def in_words(self, name: str, optimizers: Iterable[str]) -> list[str]:
     """A sentence for each of these optimizers: what one learning rate shows, and what tuning leaves."""
-    found = {(of["optimizer"], of["baseline"], of["comparison"]): of for of in self.differences(name)}
+    found = self.differences(name)
     sentences = []
     for optimizer, baseline in dict.fromkeys(pair[:2] for pair in found if pair[0] in optimizers):
       parts = [
@@ -135,7 +153,7 @@ class Pages:
   ) -> list[str]:
     """The part of the report about one tuned comparison."""
     if not self.complete(name):
-      done = len(self.lines(name))
+      done = len(self.lines(name)) - sum(len(of) for of in self.published(name).values())
       self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} runs' if done else 'nothing'}")
       return []
     return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
@@ -169,11 +187,9 @@ def in_words(difference: dict[str, Any]) -> str:
   mean, low, high = (100 * difference[key] / reference for key in ("mean", "low", "high"))
   if verdict == "equal":
     return f"equal to within {100 * difference['margin'] / reference:.2g}%"
-  if verdict == "undecided":
-    return f"{difference['said']}, from {_changed(low)} to {_changed(high)}"
   least, most = sorted((abs(low), abs(high)))
+  if verdict == "undecided":
+    if low * high < 0:
+      return f"{difference['said']}, from {abs(low):.2g}% lower to {high:.2g}% higher"
+    return f"{difference['said']}, {least:.2g}% to {most:.2g}% {'lower' if low < 0 else 'higher'}"
   return f"{verdict} by {abs(mean):.2g}% [{least:.2g}, {most:.2g}]"
-
-
-def _changed(percents: float) -> str:
-  return f"{abs(percents):.2g}% {'lower' if percents < 0 else 'higher'}"

@@ -8,6 +8,7 @@ import numpy as np
 
 from optax_ext.compare.experiment import compare
 from optax_ext.compare.names import NAMES
+from optax_ext.compare.problem import check_batch_size
 from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
 
 PROBLEMS = (
@@ -30,7 +31,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add("--tuning-seeds", type=int, default=3, help="tuning seeds (3)")
   add("--epochs", type=int, default=20, help="passes through the training data, each evaluated at its end (20)")
   add("--schedule", default="constant", help="constant, cosine (with warm-up), or both as constant,cosine (constant)")
-  add("--metric", help="the deciding metric: loss or error for the bundled problems (loss)")
+  add("--metric", help="the deciding metric: loss or error for the bundled problems (each one's own, mostly loss)")
   add("--maximize", action="store_true", help="more of --metric is better")
   add(
     "--early-stopping", type=int, metavar="PATIENCE", help="stop after so many epochs without a better validation value"
@@ -90,6 +91,7 @@ def run(options: argparse.Namespace) -> None:
   if options.epochs < 1:
     raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
   problem = load(options.problem)
+  check_batch_size(problem)
   metric = options.metric or problem.metric
   maximize = options.maximize or (metric == problem.metric and problem.maximize)
   problem = dataclasses.replace(problem, metric=metric, maximize=maximize)

@@ -24,17 +24,18 @@ CURVATURES = (1.0, 0.1, 10.0)  # gradients of very different sizes show what a d
 
 
 def behaviour(
-  problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any]
-) -> dict[str, list[float]]:
+  problem: Problem, protocol: Protocol, optimizer: Optimizer, initial: tuple[Any, Any], learning_rate: float
+) -> dict[str, Any]:
   """What two steps of training measure, and the sizes of the optimizer's updates on functions that need no model.
 
-  `initial` are the parameters and the state of seed 0; the learning rate is the optimizer's centre.
+  `initial` are the parameters and the state of seed 0.
   """
-  trial = {"learning_rate": jnp.float32(optimizer.centre)}
+  trial = {"learning_rate": jnp.float32(learning_rate)}
   run = jax.jit(functools.partial(start, optimizer, protocol))(*initial, trial)
   measured = {"training": training(problem, protocol, optimizer, run, trial)}
   measured["updates"] = sizes(protocol, optimizer, run, trial)
-  return {name: [float(f"{float(value):.8g}") for value in values] for name, values in measured.items()}
+  rounded = {name: [float(f"{float(value):.8g}") for value in values] for name, values in measured.items()}
+  return {"learning_rate": learning_rate} | rounded
 
 
 def training(
@@ -48,9 +49,13 @@ def training(
     data = jax.tree.map(lambda array, examples=examples: jnp.asarray(array[examples]), problem.train)
     run, loss = step(run, Setting(trial, jnp.int32(0), keys(0)[1]), jnp.arange(size)[None], jnp.int32(i), data)
     losses.append(loss)
-  few = jax.tree.map(lambda array: jnp.asarray(array[:size]), problem.validation)
-  metrics = jax.jit(lambda run: evaluate(problem, optimizer, run, (None, few, None), with_test=False))(run)
-  return [*losses, *metrics.values()]
+  measure = jax.jit(lambda run, data: evaluate(problem, optimizer, run, (None, data, None), with_test=False))
+  data = jax.tree.map(lambda array: array[:size], problem.validation)
+  try:
+    jax.eval_shape(measure, run, data)
+  except Exception:  # metrics may want all of the data, in pieces of some size, say
+    data = problem.validation
+  return [*losses, *measure(run, jax.tree.map(jnp.asarray, data)).values()]
 
 
 def sizes(protocol: Protocol, optimizer: Optimizer, run: Run, trial: Mapping[str, jax.Array]) -> list[jax.Array]:
@@ -107,10 +112,13 @@ def check_behaviour(
     ValueError: the model, its loss or an optimizer has changed.
   """
   path = folder / FILE
-  noted: dict[str, dict[str, list[float]]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  noted: dict[str, dict[str, Any]] = json.loads(path.read_text("utf-8")) if path.exists() else {}
   known = {name: values for name, values in noted.items() if name in ran}
   initial = initialiser(problem)(0)
-  now = {optimizer.name: behaviour(problem, protocol, optimizer, initial) for optimizer in optimizers}
+  now: dict[str, dict[str, Any]] = {}
+  for optimizer in optimizers:
+    rate = known.get(optimizer.name, {}).get("learning_rate", float(optimizer.centre))  # a moved centre changes no run
+    now[optimizer.name] = behaviour(problem, protocol, optimizer, initial, rate)
   for name, values in now.items():
     before = known.get(name, values)
     if not all(_close(values[what], before[what], tolerance) for what, tolerance in TOLERANCE.items()):
@@ -118,7 +126,9 @@ def check_behaviour(
         f"{str(folder)!r} holds runs of {name!r} whose first steps were others: the model, its loss or the optimizer "
         "has changed since. Choose another folder, or delete this one."
       )
-  path.write_text(json.dumps(known | now) + "\n", "utf-8")
+  whole = path.with_suffix(".new")
+  whole.write_text(json.dumps(known | now) + "\n", "utf-8")
+  whole.replace(path)
 
 
 def _close(values: list[float], before: list[float], tolerance: float) -> bool:

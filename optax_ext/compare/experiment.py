@@ -55,9 +55,9 @@ class Comparison:
     tuning_seeds: The tuning seeds.
     single_rate: The learning rate of the single-rate comparison; `None` where there was none.
     margin: What counts as equal, relative.
+    batching: "map", "vmap" or "step"; what was asked for where all runs were there already.
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
-    batching: "map", "vmap" or "step"; what was asked for where all runs were there already.
   """
 
   problem: Problem
@@ -67,9 +67,9 @@ class Comparison:
   tuning_seeds: list[int]
   single_rate: float | None
   margin: float
-  tuned: dict[tuple[str, str], Difference]
-  at_one_rate: dict[tuple[str, str], Difference]
   batching: str
+  tuned: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
+  at_one_rate: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
 
   def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
     """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""
@@ -78,9 +78,9 @@ class Comparison:
     return [value_of(self.problem, self.protocol, r, split) for r in results] or [math.nan] * len(self.seeds)
 
   def baselines(self, name: str) -> list[str]:
-    """The optimizers that this one is compared with: its matched baselines, else the first optimizer."""
+    """The optimizers that this one is compared with: its matched baselines, else the first baseline of others."""
     declared = [b for b in self.arms[name].optimizer.baselines if b in self.arms]
-    first = next(iter(self.arms))
+    first = next(filter(self.is_baseline, self.arms), next(iter(self.arms)))
     return declared or ([] if name == first or self.is_baseline(name) else [first])
 
   def is_baseline(self, name: str) -> bool:
@@ -176,7 +176,6 @@ def compare(
   check_problem(problem)
   params, _ = jax.eval_shape(problem.start, keys(0)[0])
   check_optimizers(all_arms.values(), params, protocol.shape())
-  store = opened(pathlib.Path(out) if out else None, problem, protocol, all_arms.values(), curve_points)
   if single_rate is None:
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)
@@ -188,6 +187,7 @@ def compare(
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
+    store = opened(pathlib.Path(out) if out else None, problem, protocol, all_arms.values(), curve_points)
     laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store, shown)
     tuners = {name: Tuner(problem, protocol, laboratory.on(name, tuning, "tuning")) for name in all_arms}
     for name, tuner in tuners.items():
@@ -209,18 +209,8 @@ def compare(
       if single_rate:
         arm.single = report([{"learning_rate": single_rate}])[0]
 
-  comparison = Comparison(
-    problem,
-    protocol,
-    arms,
-    reporting,
-    tuning,
-    single_rate or None,
-    margin,
-    {},
-    {},
-    laboratory.batching,
-  )
+  of_arms = (problem, protocol, arms, reporting, tuning)
+  comparison = Comparison(*of_arms, single_rate or None, margin, laboratory.batching)
   comparison.tuned = differences(comparison, single=False)
   comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}
   if out:
@@ -282,7 +272,8 @@ class Laboratory:
 def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str, Optimizer]:
   """The optimizers by name, with the matched baselines of the named ones."""
   if isinstance(optimizers, Mapping):
-    optimizers = [o if isinstance(o, Optimizer) else Optimizer(name, o) for name, o in optimizers.items()]
+    named_as = lambda name, o: dataclasses.replace(o, name=name) if isinstance(o, Optimizer) else Optimizer(name, o)
+    optimizers = [named_as(name, of) for name, of in optimizers.items()]
   resolved: dict[str, Optimizer] = {}
   if isinstance(optimizers, str) or not isinstance(optimizers, Sequence) or not optimizers:
     raise ValueError(f"optimizers must be a list of at least one name or Optimizer, but was {optimizers!r}.")

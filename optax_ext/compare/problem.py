@@ -131,9 +131,11 @@ def check_problem(problem: Problem) -> None:
   _check_arrays(problem)
   init_key, dropout_key = keys(0)
   batch = jax.tree.map(lambda array: jnp.asarray(array[: problem.batch_size]), problem.train)
-  if problem.has_state and not (isinstance(jax.eval_shape(problem.init, init_key), tuple)):
+  if problem.has_state and not _is_pair(jax.eval_shape(problem.init, init_key)):
     raise TypeError(f"init of the problem {problem.name!r} must return (params, state), since has_state is true.")
   params, state = jax.jit(problem.start)(init_key)
+  if problem.has_state and not _is_pair(_shapes("loss", problem.loss, params, state, batch, dropout_key)):
+    raise TypeError(f"loss of the problem {problem.name!r} must return (scalar, new state), since has_state is true.")
   loss, new_state = _shapes("loss", problem.loss_of, params, state, batch, dropout_key)
   if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
     what = f"{loss.dtype} of shape {loss.shape}" if hasattr(loss, "shape") else type(loss).__name__
@@ -172,6 +174,14 @@ def _check_finite(problem: Problem, params: Any, state: Any, batch: Any, key: ja
       )
 
 
+def check_batch_size(problem: Problem) -> None:
+  """Raises `ValueError` unless there is at least one batch."""
+  if not 1 <= problem.batch_size <= problem.examples:
+    raise ValueError(
+      f"batch_size must be from 1 to the number of training examples, {problem.examples}, but was {problem.batch_size}."
+    )
+
+
 def _check_arrays(problem: Problem) -> None:
   for split, data in zip(["train", "validation", "test"], problem.data, strict=True):
     leaves = jax.tree.leaves(data)
@@ -194,10 +204,7 @@ def _check_arrays(problem: Problem) -> None:
           f"Examples of {split} must have the shapes and dtypes of those of train, but one is {np.result_type(leaf)} "
           f"of shape {np.shape(leaf)[1:]} where train has {np.result_type(like)} of shape {np.shape(like)[1:]}."
         )
-  if not 1 <= problem.batch_size <= problem.examples:
-    raise ValueError(
-      f"batch_size must be from 1 to the number of training examples, {problem.examples}, but was {problem.batch_size}."
-    )
+  check_batch_size(problem)
 
 
 def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:
@@ -206,6 +213,10 @@ def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:
   except Exception as error:
     reason = str(error).strip().partition("\n")[0]
     raise ValueError(f"{what} failed when traced on its data, with {type(error).__name__}: {reason}") from error
+
+
+def _is_pair(value: Any) -> bool:
+  return isinstance(value, tuple) and len(value) == 2
 
 
 def _kind(leaf: Any) -> tuple[Any, ...]:

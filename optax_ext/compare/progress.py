@@ -1,5 +1,6 @@
 """What is going on, in one live line: which optimizer, doing what, how much is done, how long it will take."""
 
+import functools
 from typing import Any
 
 
@@ -13,8 +14,9 @@ class Progress:
   """
 
   def __init__(self, show: bool, optimizers: int, steps: int):
-    self.optimizers, self.bar = optimizers, self._bar() if show else None
-    self.task = self.bar.add_task("checking", total=steps, state="") if self.bar else None
+    self.optimizers, self.steps, self.bar = optimizers, steps, self._bar() if show else None
+    task = self.bar.add_task("checking", total=steps, state="") if self.bar else None
+    self.update = functools.partial(self.bar.update, task) if self.bar else lambda **_: None
 
   def __enter__(self) -> "Progress":
     if self.bar:
@@ -27,20 +29,16 @@ class Progress:
 
   def phase(self, index: int, name: str, what: str) -> None:
     """Optimizer `index` (from 0) starts something; until its first steps are done, it may be compiling."""
-    if self.bar and self.task is not None:
-      self.bar.update(
-        self.task, description=f"{what} {name}, optimizer {index + 1} of {self.optimizers}", state="compiling"
-      )
+    self.update(description=f"{what} {name}, optimizer {index + 1} of {self.optimizers}", state="compiling")
 
   def add(self, steps: int) -> None:
     """Some steps are done, over all runs."""
-    if self.bar and self.task is not None:
-      self.bar.update(self.task, advance=steps, state="running")
+    self.update(advance=steps, state="running")
 
   def more(self, steps: int) -> None:
     """More (or fewer) steps are to be done than was thought."""
-    if self.bar and self.task is not None:
-      self.bar.update(self.task, total=max(0, (self.bar.tasks[0].total or 0) + steps))
+    self.steps = max(0, self.steps + steps)
+    self.update(total=self.steps)
 
   @staticmethod
   def _bar() -> Any:

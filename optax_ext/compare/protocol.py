@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -118,7 +119,7 @@ class Protocol:
 
 
 def _check_whole(name: str, value: int, least: int) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value < least:
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
     raise ValueError(f"{name} must be a whole number of at least {least}, but was {value!r}.")
 
 

@@ -114,7 +114,8 @@ def summary(comparison: Comparison) -> str:
     "- A diverged run (loss or metric not finite) counts as worst in ranks and in steps to target; a mean beside `k of "
     "n diverged` is of the survivors alone.",
     "- steps to target: the median over seeds of the steps to the best validation value of the optimizer's own tuned "
-    "baseline on that seed (of a baseline: to its own); never: censored at the run's end, which may be early. – where "
+    "baseline (the first, if it has two) on that seed (of a baseline: to its own); never: censored at the run's end, "
+    "which may be early. – where "
     "only some evaluations of each run were kept.",
     f"- width: decades of learning rate within {WIDTH_MARGIN:.0%} of the best mean validation value; ≥ where that "
     "holds at an end of the grid. edge: the best rate is the last one tried on its side, so that a better one may lie "
@@ -217,7 +218,9 @@ def _difference_rows(differences: dict[tuple[str, str], Difference], maximize: b
   for (name, baseline), difference in differences.items():
     d = difference.as_measured(maximize)
     p = [f"{p:.2g}" if p is not None else "–" for p in (d.adjusted_p, d.welch_p)]
-    table.append([name, baseline, f"{d.mean:+.3g}", f"{d.low:+.3g} to {d.high:+.3g}", *p, difference.verdict])
+    mean = f"{d.mean:+.3g}" if math.isfinite(d.mean) else "–"
+    interval = f"{d.low:+.3g} to {d.high:+.3g}" if math.isfinite(d.low) else "–"
+    table.append([name, baseline, mean, interval, *p, difference.verdict])
   return table
 
 

@@ -102,15 +102,10 @@ class Tuner:
   def top_up(self, trials: int, ratio: float) -> None:
     """Spends on ever finer steps around the best what others spent on extending their grids: one budget for all."""
     step = ratio**0.25
-    while len(self.search.trials) < trials and step > 1.001:
-      self._refine(step, trials - len(self.search.trials))
+    while self.search.best and (left := trials - len(self.search.trials)) > 0 and step > 1.001:
+      rate = self.search.best["learning_rate"]
+      self.try_all([{**self.search.best, "learning_rate": new} for new in (rate * step, rate / step)[:left]])
       step **= 0.5
-
-  def _refine(self, step: float, most: int) -> None:
-    best = self.search.best
-    if best is not None:
-      rate = best["learning_rate"]
-      self.try_all([{**best, "learning_rate": new} for new in (rate * step, rate / step)[:most]])
 
 
 def value_of(problem: Problem, protocol: Protocol, result: Result, split: str, name: str = "") -> float:

@@ -32,8 +32,8 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
 
   Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in its place in `state`, so that wrappers
   (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Every schedule of
-  `new_state` goes on at the moments' count. All else (injected hyperparameters, gradients that `MultiSteps` has
-  accumulated) is what it is in `new_state`.
+  `new_state` goes on at the count of the moments before it. All else (injected hyperparameters, the counts and the
+  gradients of `MultiSteps`) is what it is in `new_state`.
 
   ND-Adam is not among them: it keeps one second moment for each vector, which cannot be made of, nor made into, one for
   each weight, and its parameters are unit vectors. Start it anew, from `normalize_vectors`.
@@ -83,8 +83,11 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   converted = iter([_convert(a, b, decays, new_decays) for a, b in zip(old, new, strict=True)])
 
   def go_on(node: Any) -> Any:
+    nonlocal count
     if _is_moments(node):
-      return next(converted)
+      moments = next(converted)
+      count = jax.tree.leaves(moments.count)[0]
+      return moments
     if _is_count(node):
       return node._replace(count=_with_value(node.count, count))
     return node
@@ -117,6 +120,8 @@ def _convert(old: Any, new: Any, decays: Decays, new_decays: Decays) -> Any:
             f"{name} of {path!r} is codes of quantize_state in {which} ({dtype}), but convert_moments needs moments in "
             "floating point on both sides."
           )
+      if not jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        value = jnp.real(value)  # optax keeps the squares of complex gradients as complex numbers
       dtype = arithmetic_dtype(value)
       return (jnp.asarray(value, dtype) * jnp.asarray(factor, dtype)).astype(leaf.dtype)
 

@@ -13,4 +13,6 @@ from jax.core import Tracer
 
 def once_per_shape(f: Callable[..., Any], within: Any, static_argnums: tuple[int, ...] = ()) -> Callable[..., Any]:
   """`f`, as a call where `within` is traced, and as it is where it is not: there every call would compile anew."""
+  while hasattr(within, "batch_dim"):  # jax.vmap's, which may be outside of all compilation
+    within = within.val
   return jax.jit(f, static_argnums=static_argnums) if isinstance(within, Tracer) else f

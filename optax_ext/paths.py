@@ -36,7 +36,7 @@ def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
   """
   parts = re.split(r"(\d+|/)", path)
   return tuple(
-    (0, 0, "") if part == "/" else (1, int(part), "") if part.isdigit() else (2, 0, part) for part in parts if part
+    (0, 0, "") if part == "/" else (1, int(part), "") if part.isdecimal() else (2, 0, part) for part in parts if part
   )
 
 

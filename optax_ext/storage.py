@@ -14,8 +14,8 @@ from optax_ext.paths import map_with_paths
 
 
 def leaf_dtype(leaf: Any) -> jnp.dtype:
-  """The dtype of an array, of the description of one, or of a Python number."""
-  return jnp.dtype(leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf))
+  """The dtype of an array, of the description of one, or of a Python number, as jax has it: float64 is float32."""
+  return jax.dtypes.canonicalize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.dtype(jnp.result_type(leaf))
 
 
 def arithmetic_dtype(leaf: Any) -> jnp.dtype:

@@ -292,19 +292,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     if not what.seen:
       depth = min(guessed[path].depth, max(0, num_layers - 1))
       return dataclasses.replace(guessed[path], depth=depth, uses=what.uses, note=f"{what.note}: guessed from its path")
-    return LeafFacts(
-      path,
-      tuple(leaf.shape),
-      what.layer,
-      what.depth,
-      what.connections,
-      what.contracting_axes,
-      what.stacked_axes,
-      what.scanned_axes,
-      what.macs,
-      what.uses,
-      what.note,
-    )
+    named = {name: value for name, value in what._asdict().items() if name != "seen"}
+    return LeafFacts(path, tuple(leaf.shape), **named)
 
   structure = Structure(map_with_paths(facts, params), num_layers)
   trainable = [facts for facts in structure.leaves() if jnp.issubdtype(arrays[facts.path].dtype, jnp.inexact)]
@@ -314,7 +303,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   return structure
 
 
-_NO_WEIGHT = re.compile(r"(bias|b|beta|scale|gamma|mean|var|embedding)([_\d].*)?")
+_NO_WEIGHT = re.compile(r"(bias|b|beta|scale|gamma|mean|var|embeddings?)([_\d].*)?")
 _BIAS = re.compile(r"(bias|b)([_\d].*)?")
 _WEIGHT = re.compile(r"(weight|kernel|w)([_\d].*)?", re.IGNORECASE)
 
@@ -555,10 +544,10 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     return optax.EmptyState()
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-    del params
-    scales = _scales(rule, structure or structure_from_params(updates))
+    seen = updates if params is None else params  # what has no gradient now is a layer all the same
+    scales = _scales(rule, structure or structure_from_params(seen))
     check_paths(
-      "The tree of scales" if structure is None else "The structure", scales, updates, more=structure is not None
+      "The tree of scales" if structure is None else "The structure", scales, seen, more=structure is not None
     )
 
     def scale(path: str, update: Any) -> Any:

@@ -243,16 +243,15 @@ def entered(value: Value, level: int) -> Value:
   if value.known is not None:
     shape = value.known.shape
     return dataclasses.replace(value, known=value.known.reshape(*shape[: level - 1], 1, *shape[level - 1 :]))
-  inner = lambda array: array[..., None] if np.ndim(array) else array
   if not value.pieces:
-    return dataclasses.replace(value, depth=inner(value.depth)) if np.ndim(value.depth) else value
-  pieces = tuple((leaf, layout.per_loop(inner)) for leaf, layout in value.pieces)
+    return dataclasses.replace(value, depth=entered_depth(value.depth)) if np.ndim(value.depth) else value
+  pieces = tuple((leaf, layout.per_loop(entered_depth)) for leaf, layout in value.pieces)
   return dataclasses.replace(value, pieces=pieces, learned=None)
 
 
 def entered_depth(depth: Any) -> Any:
   """A depth seen from inside one more loop."""
-  return None if depth is None else depth[..., None] if np.ndim(depth) else depth
+  return depth[..., None] if np.ndim(depth) else depth
 
 
 def left(depth: Any, level: int) -> Any:

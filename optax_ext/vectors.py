@@ -10,6 +10,7 @@ their sums go on.
 """
 
 import functools
+import numbers
 from collections.abc import Callable
 from typing import Any
 
@@ -149,6 +150,8 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
   axes_of = resolve_axes(axes)
 
   def normalize(path: str, param: Any) -> Any:
+    if not hasattr(param, "dtype") and not isinstance(param, numbers.Number):  # a module's function, say
+      return param
     along = axes_of(path, param)
     if along is None:
       return param
@@ -230,12 +233,12 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   given: Callable[[str, Any], Any]
   if isinstance(axes, Structure):
     given = _lookup({facts.path: facts.contracting_axes for facts in axes.leaves()})
-  elif callable(axes):
-    given = axes
   elif axes is None or _is_tuple_of_ints(axes):
     given = lambda path, leaf: axes
+  elif callable(axes) and jax.tree_util.all_leaves([axes]):  # a tree can be a module, which is callable too
+    given = axes
   else:
-    table = by_path(axes, lambda node: node is None or _is_tuple_of_ints(node))
+    table = by_path(axes, lambda node: node is None or (_is_tuple_of_ints(node) and node != ()))
     for path, value in table.items():
       _check_axes(path, value)
     given = _lookup(table)

@@ -3,6 +3,7 @@
 import itertools
 import pathlib
 import sys
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -335,6 +336,32 @@ WRAPPERS = {
   "apply_if_finite": lambda make: optax.apply_if_finite(make(1e-3), 2),
   "chain": lambda make: optax.chain(optax.clip_by_global_norm(1.0), make(1e-3)),
 }
+
+
+def test_schedules_go_on_at_the_count_of_their_own_group():
+  """Beside a group whose steps MultiSteps counts in pairs."""
+  params, schedule = {"a": jnp.ones(2), "b": jnp.ones(2)}, optax.linear_schedule(1.0, 0.0, 100)
+
+  def groups(make):
+    pairs = optax.MultiSteps(make(schedule), 2).gradient_transformation()
+    return optax.partition({"x": pairs, "y": make(schedule)}, {"a": "x", "b": "y"})
+
+  state = after(groups(optax.adam), [params] * 10, params=params)
+  got = convert_moments(state, groups(optax_ext.adamnx).init(params), decays=DECAYS, new_decays=(0, 0))
+  counts = {
+    group: {int(count) for _, count in optax.tree.get_all_with_path(of, "count")}
+    for group, of in got.inner_states.items()
+  }
+  assert counts == {"x": {5}, "y": {10}}
+
+
+def test_complex_squares_become_real():
+  params = {"w": jnp.full(2, 1 + 1j)}
+  state = after(optax.adam(1e-3), [params] * 3, params=params)
+  with warnings.catch_warnings(action="error"):
+    got = convert_moments(state, optax_ext.adamnx(1e-3).init(params), decays=DECAYS, new_decays=(0, 0))
+  assert moments_of(got).nu["w"].dtype == jnp.float32
+  np.testing.assert_allclose(moments_of(got).nu["w"], 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optax_ext
+from optax_ext.once import once_per_shape
 
 PARAMS = {f"Dense_{i}": {"kernel": jnp.zeros((128, 128)), "bias": jnp.zeros(128)} for i in range(5)}
 SIZE = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
@@ -125,6 +126,15 @@ def test_equations_per_leaf(tx, limit, traced):
   assert per_leaf(tx, equations) <= limit * per_leaf(adam, equations)
   outside = lambda jaxpr: len(jaxpr.eqns)
   assert per_leaf(tx, outside) <= traced * per_leaf(adam, outside)
+
+
+def test_arithmetic_is_shared_under_compilation_alone():
+  """A call outside of it, jax.vmap's too, would compile every leaf at every step."""
+  f, shared = (lambda t: t), []
+  note = lambda t: shared.append(once_per_shape(f, t) is not f) or t
+  for call in (note, jax.vmap(note), jax.jit(note), jax.jit(jax.vmap(jax.vmap(note)))):
+    call(jnp.zeros((2, 2), int))
+  assert shared == [False, False, True, True]
 
 
 def test_state_size():

@@ -37,6 +37,7 @@ def test_natural_order_counts(numbers, name):
 
 def test_natural_order_does_not_mix_modules():
   assert sorted(["b10/x", "b2/x", "b/x", "a/z", "a_1/z"], key=natural_key) == ["a/z", "a_1/z", "b/x", "b2/x", "b10/x"]
+  assert sorted(["σ²", "σ1²"], key=natural_key) == ["σ1²", "σ²"]  # ² is a digit that is no number
 
 
 def test_shared_names_are_an_error():

@@ -60,6 +60,7 @@ def test_numbered_layers_count_naturally():
     ("bias", (3, 7), None),
     ("scale", (3, 7), None),
     ("embedding", (100, 7), None),
+    ("embeddings", (100, 7), None),
     ("kernel", (5,), None),
     ("kernel", (0, 5), None),
     ("kernel", (), None),

@@ -1,3 +1,7 @@
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -151,6 +155,30 @@ def test_forms_of_axes(form):
   np.testing.assert_allclose(got["a"]["kernel"], 2**-0.5, rtol=1e-6)
   np.testing.assert_allclose(got["a"]["bias"], 1)
   np.testing.assert_allclose(got["b"][0], 8**-0.5, rtol=1e-6)
+
+
+def test_axes_of_trees_of_other_kinds():
+  """A module is callable, and a tree all the same; its functions stay what they are, and empty tuples hold nothing."""
+
+  @functools.partial(jax.tree_util.register_dataclass, data_fields=["kernel", "activation"], meta_fields=[])
+  @dataclasses.dataclass
+  class Module:
+    kernel: Any
+    activation: Any
+
+    def __call__(self, x):
+      raise AssertionError
+
+  unit = lambda axis: lambda tree: np.testing.assert_allclose(np.linalg.norm(tree, axis=axis), 1, rtol=1e-6)
+  got = optax_ext.normalize_vectors(Module(jnp.ones((2, 3)), None), Module((0,), None))
+  unit(0)(got.kernel)
+  structure = optax_ext.structure_from_params(Module(jnp.ones((2, 3)), None))
+  got = optax_ext.normalize_vectors(Module(jnp.ones((2, 3)), jnp.tanh), structure)
+  unit(0)(got.kernel)
+  assert got.activation is jnp.tanh
+  layers = [(jnp.ones((3, 2)), jnp.ones(2)), (), (jnp.ones((2, 1)), jnp.ones(1))]
+  axes = [((0,), None), (), ((0,), None)]
+  unit(0)(optax_ext.normalize_vectors(layers, axes)[2][0])
 
 
 def test_axes_of_a_structure_and_one_tuple_for_all():

@@ -32,8 +32,7 @@ class Pages:
 
   def published(self, name: str, command: str = "") -> dict[str, list[Result]]:
     """Reporting runs at the rates that the facts name; none before all are there, which is noted for a command."""
-    path = self.folder / name / "facts.json"
-    facts = json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": 0, "rates": {}}
+    facts = self.facts(name)
     runs = self.reporting(name, facts["rates"])
     done, wanted = sum(len(of) for of in runs.values()), facts["seeds"] * len(facts["rates"])
     if done and done == wanted:
@@ -41,6 +40,11 @@ class Pages:
     if command:
       self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} of {wanted} runs' if done else 'nothing'}")
     return {}
+
+  def facts(self, name: str) -> dict[str, Any]:
+    """What the script noted beside the runs: rates and seeds that were fixed beforehand; none where it did not."""
+    path = self.folder / name / "facts.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else {"seeds": 0, "rates": {}}
 
   def lines(self, name: str) -> list[dict[str, Any]]:
     """Finished runs, without the line that names the experiment and without one whose writing was interrupted."""
@@ -153,7 +157,8 @@ class Pages:
   ) -> list[str]:
     """The part of the report about one tuned comparison."""
     if not self.complete(name):
-      done = len(self.lines(name)) - sum(len(of) for of in self.published(name).values())
+      others = self.reporting(name, self.facts(name)["rates"])  # those of a published comparison in the same folder
+      done = len(self.lines(name)) - sum(len(of) for of in others.values())
       self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} runs' if done else 'nothing'}")
       return []
     return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]

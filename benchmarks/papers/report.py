@@ -358,9 +358,9 @@ def images(pages: Pages) -> list[str]:
   for schedule in ("cosine", "constant"):
     command = f"images.py --schedule {schedule}"
     lines += pages.tuned(f"images/{schedule}", f"Fashion-MNIST, {schedule} schedule", command, ours)
-  for images in ("fashion-mnist", "cifar-10"):
-    name, command = f"images/resnet-{images}-cosine", f"images.py --resnet {images}"
-    lines += pages.tuned(name, f"ResNet-20 on {images}", command, ours)
+  for data in ("fashion-mnist", "cifar-10"):
+    name, command = f"images/resnet-{data}-cosine", f"images.py --resnet {data}"
+    lines += pages.tuned(name, f"ResNet-20 on {data}", command, ours)
   return lines
 
 

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 
 from optax_ext.compare.run import Result
 
-PYTHON = "python benchmarks/papers/"
 PHASES = {"tuned": "reporting", "at one rate": "one rate"}  # comparisons, as runs.csv names their runs
 
 
@@ -38,8 +37,13 @@ class Pages:
     if done and done == wanted:
       return runs
     if command:
-      self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} of {wanted} runs' if done else 'nothing'}")
+      self.note_missing(command, done, f" of {wanted}")
     return {}
+
+  def note_missing(self, command: str, done: int, of: str = "") -> None:
+    """Notes what has not run, or not to its end."""
+    how = f"interrupted after {done}{of} runs" if done else "nothing"
+    self.missing.append(f"`python benchmarks/papers/{command}`: {how}")
 
   def facts(self, name: str) -> dict[str, Any]:
     """What the script noted beside the runs: rates and seeds that were fixed beforehand; none where it did not."""
@@ -159,7 +163,7 @@ class Pages:
     if not self.complete(name):
       others = self.reporting(name, self.facts(name)["rates"])  # those of a published comparison in the same folder
       done = len(self.lines(name)) - sum(len(of) for of in others.values())
-      self.missing.append(f"`{PYTHON}{command}`: {f'interrupted after {done} runs' if done else 'nothing'}")
+      self.note_missing(command, done)
       return []
     return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
 

@@ -364,6 +364,14 @@ def test_angles_beside_the_schedule(tmp_path):
   assert "grow × 2.00, its angle changes by × 0.50 relative to the schedule, ND-Adam's by × 1.00 (" in lines[2]
 
 
+def test_angles_of_a_slice_of_two_steps(tmp_path):
+  """A tenth of so few steps is one step, a fifth is none."""
+  (tmp_path / "nd_adam").mkdir()
+  of = {"conv": {"angle": [1.0, 0.5], "length": [1.0, 3.0]}}  # the schedule, as the cosine is 1 and then a half
+  lines = report.angle_lines(pages.Pages(tmp_path, tmp_path), {"adam": of, "nd_adam": of})
+  assert "| adam | × 3.00 | × 3.00 | × 1.00 | × 1.00 |" in lines
+
+
 def test_losses_of_exadams_table(tmp_path):
   """Means of two seeds at 1e-4, before and after anything is tuned; a diverged run is counted."""
   curves = lambda factor: {

@@ -520,7 +520,7 @@ def angle_lines(pages: Pages, angles: dict[str, dict[str, dict[str, list[float]]
     relative = angle / (0.5 * (1 + np.cos(math.pi * count / len(angle))))
     tenth = max(len(angle) // 10, 1)
     first, second, ninth = (relative[at : at + tenth].mean() for at in (0, tenth, len(relative) - 2 * tenth))
-    changes[name] = (length[2 * tenth] / length[0], second / first, ninth / second)
+    changes[name] = (length[len(length) // 5] / length[0], second / first, ninth / second)
     times = (length[tenth] / length[0], length[-1] / length[0], *changes[name][1:])
     rows.append([name, *(f"× {value:.2f}" for value in times)])
     panels[0].plot(count + 1, angle, color=color, label=name, linewidth=1)

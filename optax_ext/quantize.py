@@ -125,6 +125,8 @@ def quantize_state(
         f"parameters are named {', '.join(moments.fields) or 'nowhere'}: list them in signed or unsigned."
       )
 
+    moments.check_like(params)
+
     def is_large(leaf: Any, param: Any) -> bool:
       if leaf.dtype in CODES:
         raise ValueError(f"A moment has dtype {leaf.dtype} already, but quantize_state stores floating-point moments.")
@@ -232,15 +234,26 @@ class _Moments:
     self._leaves = [leaf.tree if isinstance(leaf, _Tree) else leaf for _, leaf in leaves]
     self._is_moment = [name in kinds for name in names]
     self.fields = sorted({name for name in names if name})
-    self.dtypes = [kinds[name] for name in names if name in kinds]
+    self.names = [name for name in names if name in kinds]
+    self.dtypes = [kinds[name] for name in self.names]
     self.trees = [leaf for leaf, is_moment in zip(self._leaves, self._is_moment, strict=True) if is_moment]
+
+  def check_like(self, params: Any) -> None:
+    """Raises `ValueError` for a tree of moments that is not one like the parameters."""
+    for name, tree in zip(self.names, self.trees, strict=True):
+      try:
+        jax.tree.structure(tree, is_leaf=_is_hidden).flatten_up_to(params)
+      except ValueError as error:
+        raise ValueError(
+          f"The optimizer's state has in its field {name!r} a tree unlike the parameters, which cannot be stored in 8 "
+          "bits: leave the field out of signed and unsigned."
+        ) from error
 
   def map(self, f: Callable[..., Any], *rest: Sequence[Any]) -> tuple[Any, ...]:
     """`f(dtype of the codes, leaf, ...)` for each leaf of each tree and of the trees in `rest`."""
-    hidden = lambda node: isinstance(node, optax.MaskedNode)
-    of = lambda dtype: lambda leaf, *others: leaf if hidden(leaf) else f(dtype, leaf, *others)
+    of = lambda dtype: lambda leaf, *others: leaf if _is_hidden(leaf) else f(dtype, leaf, *others)
     rows = zip(self.dtypes, self.trees, *rest, strict=True)
-    return tuple(jax.tree.map(of(dtype), *trees, is_leaf=hidden) for dtype, *trees in rows)
+    return tuple(jax.tree.map(of(dtype), *trees, is_leaf=_is_hidden) for dtype, *trees in rows)
 
   def replaced(self, trees: Sequence[Any]) -> Any:
     """The state with other trees in place of the moments."""
@@ -249,9 +262,13 @@ class _Moments:
     return self._treedef.unflatten([next(new) if is_moment else leaf for leaf, is_moment in leaves])
 
 
+def _is_hidden(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
 def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
   """A tree with the new leaves of those that the kernel stepped."""
-  hidden = lambda node: node is None or isinstance(node, optax.MaskedNode)
+  hidden = lambda node: node is None or _is_hidden(node)
   return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
 
 

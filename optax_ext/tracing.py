@@ -33,7 +33,7 @@ from optax_ext.values import (
   constant_rows,
   deepest,
   entered,
-  entered_depth,
+  for_one_more_loop,
   iterate,
   latest,
   left,
@@ -211,8 +211,8 @@ class Reader:
 
   def note_leaf(self, kind: str, leaf: int, layout: Layout, depth: Any, **more: Any) -> Use:
     """Notes one use; arrays get a last axis for the loops that are left later."""
-    points = lambda array: array[..., None] if np.ndim(array) else array
-    use = Use(leaf, kind, self.order, points(np.maximum(depth, 0)), layout.per_loop(points), **more)
+    depth, layout = for_one_more_loop(np.maximum(depth, 0)), layout.per_loop(for_one_more_loop)
+    use = Use(leaf, kind, self.order, depth, layout, **more)
     self.uses.append(use)
     return use
 
@@ -685,7 +685,7 @@ class Reader:
       if new.is_active and old.pieces:  # a learned first state
         self.note("elementwise", entered(old, self.level), -1)
     moving = [i for i, value in enumerate(carry) if value.is_active]
-    depths = [entered_depth(start[i].depth) for i in moving]
+    depths = [for_one_more_loop(start[i].depth) for i in moving]
     entering = deepest([*consts, *rows, *(entered(value, self.level) for value in start)])
     if layered and length:
       depths, final = iterate([-NEVER if d is None else d for d in depths], gains, length, self.level)

@@ -244,14 +244,14 @@ def entered(value: Value, level: int) -> Value:
     shape = value.known.shape
     return dataclasses.replace(value, known=value.known.reshape(*shape[: level - 1], 1, *shape[level - 1 :]))
   if not value.pieces:
-    return dataclasses.replace(value, depth=entered_depth(value.depth)) if np.ndim(value.depth) else value
-  pieces = tuple((leaf, layout.per_loop(entered_depth)) for leaf, layout in value.pieces)
+    return dataclasses.replace(value, depth=for_one_more_loop(value.depth)) if np.ndim(value.depth) else value
+  pieces = tuple((leaf, layout.per_loop(for_one_more_loop)) for leaf, layout in value.pieces)
   return dataclasses.replace(value, pieces=pieces, learned=None)
 
 
-def entered_depth(depth: Any) -> Any:
-  """A depth seen from inside one more loop."""
-  return depth[..., None] if np.ndim(depth) else depth
+def for_one_more_loop(array: Any) -> Any:
+  """What differs from one iteration to the next, with a last axis for one more loop; a plain number as it is."""
+  return array[..., None] if np.ndim(array) else array
 
 
 def left(depth: Any, level: int) -> Any:

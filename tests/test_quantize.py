@@ -369,6 +369,8 @@ def test_what_is_refused():
     quantize_state(optax.adagrad(1e-3)).init(PARAMS)
   with pytest.raises(ValueError, match="has dtype int8 already"):
     jax.eval_shape(quantize_state(quantize_state(optax.adam(1e-3))).init, PARAMS)
+  with pytest.raises(ValueError, match="in its field 'mu' a tree unlike the parameters"):
+    jax.eval_shape(quantize_state(optax.sm3(1e-3)).init, PARAMS)
   found = jax.eval_shape(quantize_state(optax.adagrad(1e-3), unsigned=["sum_of_squares"]).init, PARAMS)
   assert isinstance(found, QuantizedState)
   assert list(coded(found).values()) == ["uint8"]

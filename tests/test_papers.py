@@ -395,10 +395,14 @@ def test_losses_of_exadams_table(tmp_path):
     row = next(line for line in lines if line.startswith("| sgd |"))
     assert "| 2 (1 of 2 diverged) | 3 (1 of 2 diverged) |" in row
     assert "| 1 of 2 diverged (baseline 0) | 2.744, 2.766 |" in row
-    assert f"`python benchmarks/papers/exadam.py tuned`: {how}" in page.missing
+    for part in ("tuned", "rivals"):
+      assert f"`python benchmarks/papers/exadam.py {part}`: {how}" in page.missing
   rows = [(name, "reporting", rate, {"test/loss best": 1.0}) for name, rate in (("exadam", 1e-3), ("adam", 1e-4))]
   write_comparison(tmp_path / "exadam/small", "loss", "at the best validation value", rows, runs=runs + more)
-  lines = report.exadam(pages.Pages(tmp_path, tmp_path))
+  page = pages.Pages(tmp_path, tmp_path)
+  lines = report.exadam(page)
+  assert "`python benchmarks/papers/exadam.py rivals`: nothing" in page.missing
+  assert not any("exadam.py tuned`" in line for line in page.missing)
   assert "| exadam | 5 | 7.5 | 8.5 | 8 | 9 | -25.00% [-25.00, -25.00], undecided (all 2 seeds higher) |" in lines
 
 

@@ -2,12 +2,14 @@
 
     python benchmarks/papers/exadam.py published
     python benchmarks/papers/exadam.py tuned
-    python benchmarks/papers/exadam.py tuned --full
+    python benchmarks/papers/exadam.py rivals
+    python benchmarks/papers/exadam.py rivals --full
 
 0.8M parameters, contexts of 64 characters, batches of 16, 2,000 steps on the text's first tenth; losses on its last.
-The table's optimizers. published: all at 1e-4, as in the paper, 3 seeds. tuned: besides, 5 rates with 1 seed each, then
-3 fresh seeds at each optimizer's best; it goes on with the runs of published. --full is the paper's size (14.3M
-parameters, contexts of 256, batches of 64, 5,000 steps on 9/10 of the text), for a GPU.
+published: the table's optimizers, all at 1e-4, as in the paper, 3 seeds. tuned: EXAdam, Adam and AdamW, besides at 5
+rates with 1 seed each, then with 3 fresh seeds at each one's best. rivals: the same with all of the table. Each part
+goes on with the runs of those before. --full is the paper's size (14.3M parameters, contexts of 256, batches of 64,
+5,000 steps on 9/10 of the text), for a GPU.
 """
 
 import laboratory
@@ -29,7 +31,9 @@ def signum(learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformatio
   return optax.chain(mean, optax.scale_by_sign(), optax.scale_by_learning_rate(learning_rate))
 
 
+OURS = ("adam", "adamw", "exadam", "exadam_nolog")
 RIVALS = (
+  "sgd",
   Optimizer("adafactor", optax.adafactor, 10**-1.5),  # times the parameters' root mean square
   Optimizer("signum", signum, 10**-3.5),
   Optimizer("ademamix", optax.contrib.ademamix, 1e-3),
@@ -46,12 +50,12 @@ def problem_and_protocol(small: bool, full: bool) -> tuple[Problem, Protocol]:
 
 def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
-  parser.add_argument("part", choices=["published", "tuned"])
+  parser.add_argument("part", choices=["published", "tuned", "rivals"])
   parser.add_argument("--full", action="store_true", help="the paper's size")
   options = laboratory.parse(parser, arguments)
   problem, protocol = problem_and_protocol(options.slice, options.full)
-  arms = ["adam", "adamw", "exadam", "exadam_nolog", "sgd", *RIVALS]
-  optimizers = resolve(arms[:3:2] if options.slice else arms, problem, add_baselines=True)
+  arms = OURS if options.part == "tuned" else (*OURS, *RIVALS)
+  optimizers = resolve(arms[::2] if options.slice else arms, problem, add_baselines=True)
   seeds = 2 if options.slice else 3
   folder = options.out / "exadam" / ("full" if options.full else "small")
   if options.part == "published":

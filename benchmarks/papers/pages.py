@@ -65,6 +65,12 @@ class Pages:
         runs[optimizer].append(Result(**line["result"]))
     return {optimizer: sorted(of, key=lambda result: result.seed) for optimizer, of in runs.items()}
 
+  def begun(self, name: str, without: Iterable[str] = ()) -> int:
+    """How many runs of a tuned comparison are there, some optimizers' and a published one's in that folder aside."""
+    lines = [line for line in self.lines(name) if line["key"].split("|")[0] not in without]
+    rates = {optimizer: rate for optimizer, rate in self.facts(name)["rates"].items() if optimizer not in without}
+    return len(lines) - sum(len(of) for of in self.reporting(name, rates).values())
+
   def best(self, name: str) -> dict[str, list[Result]]:
     """Reporting runs of a tuned comparison, each optimizer at its best learning rate."""
     rates = self.values(name, "tuned", "learning_rate")
@@ -161,9 +167,7 @@ class Pages:
   ) -> list[str]:
     """The part of the report about one tuned comparison."""
     if not self.complete(name):
-      others = self.reporting(name, self.facts(name)["rates"])  # those of a published comparison in the same folder
-      done = len(self.lines(name)) - sum(len(of) for of in others.values())
-      self.note_missing(command, done)
+      self.note_missing(command, self.begun(name))
       return []
     return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
 

@@ -88,7 +88,8 @@ def quantize_state(
     `jax.shard_map` a row must be whole on each device: split other axes, or use blocks.
 
   Raises:
-    TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name.
+    TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
+      with a tree unlike the parameters.
 
   Example:
     >>> tx, params = quantize_state(optax.adam(0.1)), {"kernel": jnp.linspace(1, 2, 8192).reshape(64, 128)}

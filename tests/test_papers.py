@@ -317,6 +317,19 @@ def test_verdicts_in_words(tmp_path):
   assert page.deciding("y") == "test/loss best"
 
 
+def test_rates_that_tuning_chose_badly(tmp_path):
+  """On fresh seeds "a" has 4% more error at its tuned rate, "b" less, "c" less than the margin more, "d" one rate."""
+  tuned = {"a": (0.52, 0.52), "b": (0.4, 0.4), "c": (0.501, 0.501), "d": (0.9, 0.9)}
+  rows = [(name, "reporting", 0.03, {"test/error last": value}) for name, of in tuned.items() for value in of]
+  rows += [(name, "one rate", 1e-3, {"test/error last": 0.5}) for name in "abc" for _ in range(2)]
+  write_comparison(tmp_path / "x", "error", "after the last step", rows)
+  first, blank = pages.Pages(tmp_path, tmp_path).badly_chosen("x")
+  assert "(+ is better): a at 0.03 against 0.001: -4.00% [-4.00, -4.00]. What" in first
+  assert not blank
+  write_comparison(tmp_path / "y", "error", "after the last step", rows[2:])
+  assert pages.Pages(tmp_path, tmp_path).badly_chosen("y") == []
+
+
 def test_runs_at_the_rates_of_the_facts(tmp_path):
   """Where a comparison was continued with another best rate, runs at the one before are still in the file."""
   runs = [("a", rate, seed, phase, {}) for phase in ("report", "tune") for rate in (1, 2) for seed in (1, 0)]

@@ -12,6 +12,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
+from optax_ext.compare import paired
 from optax_ext.compare.run import Result
 
 PHASES = {"tuned": "reporting", "at one rate": "one rate"}  # comparisons, as runs.csv names their runs
@@ -152,6 +153,21 @@ class Pages:
       sentences.append(f"- {optimizer} against {baseline}: {'; '.join(parts)}.")
     return [*sentences, ""]
 
+  def badly_chosen(self, name: str) -> list[str]:
+    """A sentence on optimizers that do worse on fresh seeds at the rate that tuning chose than at the one all share."""
+    column, found = self.deciding(name), []
+    chosen, shared = (self.values(name, comparison, "learning_rate") for comparison in PHASES)
+    at_chosen, at_shared = (self.values(name, comparison, column) for comparison in PHASES)
+    for optimizer in chosen.keys() & shared.keys():
+      change = paired(at_chosen[optimizer], at_shared[optimizer])
+      if change.mean > change.margin:
+        numbers = percent(change.mean, change.low, change.high, change.baseline_mean)
+        found.append(f"{optimizer} at {chosen[optimizer][0]:.3g} against {shared[optimizer][0]:.3g}: {numbers}")
+    if not found:
+      return []
+    words = "On fresh seeds the rate that tuning chose has the worse mean (+ is better)"
+    return [f"- {words}: {'; '.join(sorted(found))}. What others gain on these when tuned may be partly that.", ""]
+
   def link(self, path: pathlib.Path) -> str:
     """A path as the report names it."""
     return pathlib.Path(os.path.relpath(path, self.beside)).as_posix()
@@ -169,7 +185,8 @@ class Pages:
     if not self.complete(name):
       self.note_missing(command, self.begun(name))
       return []
-    return [f"### {title}", "", *self.in_words(name, optimizers), *remarks, *self.tables(name)]
+    said = [*self.in_words(name, optimizers), *self.badly_chosen(name), *remarks]
+    return [f"### {title}", "", *said, *self.tables(name)]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -247,6 +247,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     an input. The parameters in it are a layer; what is added to its result is its bias.
   - Depth is the number of products on the longest path from the inputs. A leaf that is no weight (a norm's scale, an
     embedding) has the depth of the product that it follows. One that is used several times has its least.
+  - Running averages of batch norms belong in `params`, as `variables` has them, or in a closure, or are not used where
+    the model is traced as in training. Among the inputs they are data: a scale that meets them first has depth 0.
   - The layers of a `scan` are stacked along the axis that it runs over, and so are those that a loop, or the program,
     indexes one by one. The copies that `vmap` makes, and experts, are stacked too, but count as one layer.
   - Random numbers are no input, so that dropout on weights hides nothing.

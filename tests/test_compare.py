@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,7 @@ from optax_ext.compare import (
   batches,
   bundled,
   compare,
+  experiment,
   grid,
   keys,
   names,
@@ -554,6 +556,32 @@ class TestCompare:
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
 
+  @pytest.mark.parametrize("batching", ["map", "vmap", "step"])
+  def test_progress_expects_the_steps_that_are_done(self, batching, monkeypatch):
+    """Where the grid was extended, runs were stopped early, and some of them in the midst of a chunk."""
+    shown = []
+
+    class Counted(experiment.Progress):
+      def __init__(self, *args):
+        super().__init__(*args)
+        self.planned, self.done = self.steps, 0
+        shown.append(self)
+
+      def add(self, steps):
+        self.done += steps
+
+    monkeypatch.setattr(experiment, "Progress", Counted)
+    protocol = Protocol(16, 1, early_stopping=EarlyStopping(3))
+    options = {"learning_rates": [1e-3, 1e-2], "seeds": 2, "batching": batching}
+    found = self.compare({"sgd": optax.sgd}, protocol, **options)
+    (progress,) = shown
+    search = found.arms["sgd"].search
+    assert len(search.trials) > 4
+    runs = [*itertools.chain(*search.results), *found.arms["sgd"].reported, *found.arms["sgd"].single]
+    assert any(result.stopped_early for result in runs)
+    assert progress.steps == progress.done == sum(result.steps[-1] for result in runs)
+    assert progress.planned == 16 * (2 * 4 + 2 * 2)
+
   def test_track_b_gives_all_the_same_trials_and_their_settings_reach_the_optimizer(self):
     """The reported runs are those of plain SGD with the momentum of the best trial, which has the least mean."""
     heavy = lambda learning_rate, momentum=0.5: optax.sgd(learning_rate, momentum)
@@ -649,7 +677,7 @@ class TestCompare:
     assert asked[-1].maximize
     monkeypatch.setattr(bundled, "load", lambda name: toy(batch_size=61))
     with pytest.raises(
-      SystemExit, match="batch_size must be from 1 to the number of training examples, 60, but was 61"
+      SystemExit, match="batch_size must be a whole number from 1 to that of training examples, 60, but was 61"
     ):
       command_line.main(["--optimizers", "adam"])
 
@@ -668,6 +696,7 @@ class TestCompare:
       (optax.sgd, {"init": lambda key: same.init(jax.random.fold_in(key, 1))}),
       (optax.sgd, {"metrics": lambda *args: {"loss": 1.1 * same.metrics(*args)["loss"]}}),
       (optax.sgd, {"metrics": lambda *args: {"another": 1.0, **same.metrics(*args)}}),
+      (optax.sgd, {"filler": True}),
     ):
       with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
         check(make, **changes)
@@ -740,7 +769,11 @@ class TestCompare:
     ),
     ({"learning_rates": []}, "empty grid"),
     ({"learning_rates": [0.1, -1]}, "finite numbers above 0"),
+    ({"learning_rates": "0.1"}, "learning_rates must be a list of rates, but was '0.1'"),
+    ({"learning_rates": jnp.array([0.1, 0.1])}, "learning_rates must be different finite numbers"),
     ({"points": 0}, "at least 1 point"),
+    ({"points": 7.5}, "a whole number of at least 1 point"),
+    ({"track": "B", "trials": 1.5}, "trials must be a whole number of at least 1, but was 1.5"),
     ({"seeds": 0}, "seeds must be"),
     ({"seeds": [0, 5]}, r"fresh, but \[0\]"),
     ({"batching": "pmap"}, "'auto', 'map', 'vmap' or 'step'"),
@@ -759,6 +792,10 @@ class TestCompare:
     ({"problem": toy(metrics=lambda p, s, d: {"loss": d["y"].sum() > 0})}, "must return numbers, but 'loss' is bool"),
     ({"problem": toy(metrics=lambda p, s, d: {"loss": jnp.nan})}, "loss of the validation data is nan at the initial"),
     (
+      {"problem": toy(metrics=lambda p, s, d: {"loss": jnp.nan if len(d["y"]) == 20 else 1.0})},
+      "loss of the test data is nan at the initial",
+    ),
+    (
       {"problem": toy(loss=lambda p, s, b, k: (jnp.sqrt(0 * p["a"].sum()), s))},
       "gradient of the first batch is not fin",
     ),
@@ -770,13 +807,16 @@ class TestCompare:
     ({"protocol": 5}, "protocol must be"),
     ({"optimizers": ["clip"]}, "Unknown optimizer 'clip'"),
     ({"optimizers": ["scale_by_adam"]}, "Unknown optimizer 'scale_by_adam'"),
+    ({"optimizers": ["scale_by_rprop"]}, "Unknown optimizer 'scale_by_rprop'"),
+    ({"optimizers": ["Schedule"]}, "Unknown optimizer 'Schedule'"),
     ({"optimizers": [Optimizer("a", optax.sgd, baselines=("nope",))]}, r"Baselines must be .* \['nope'\] are neither"),
     ({"learning_rates": 0.1}, "learning_rates must be a list"),
     ({"single_rate": -1.0}, "single_rate must be"),
     ({"ratio": math.inf}, "finite ratio above 1"),
     ({"seeds": 1.5}, "seeds must be"),
     ({"curve_points": 1.5}, "curve_points must be a whole number"),
-    ({"problem": toy(batch_size=61)}, "batch_size must be from 1 to"),
+    ({"problem": toy(batch_size=61)}, "batch_size must be a whole number from 1 to"),
+    ({"problem": toy(batch_size=16.0)}, "batch_size must be a whole number .*, but was 16.0"),
     (
       {"problem": toy(init=lambda key: (jnp.ones(3), (), ()))},
       r"init of the problem 'toy' must return \(params, state",
@@ -841,6 +881,10 @@ class TestNames:
       jax.eval_shape(lambda rate, p, tx=tx: tx(rate).update(p, tx(rate).init(p), p), 1e-3, params)
       assert set(optimizer.baselines) <= set(names.NAMES)
 
+  def test_those_of_optax_are_tuned_around_their_default_rate(self):
+    centres = {"nadam": 1e-3, "lion": 1e-3, "contrib.prodigy": 1.0, "contrib.schedule_free_adamw": 0.0025}
+    assert {name: names.named(name, toy()).centre for name in centres} == centres
+
   def test_matched_baselines_decay_alike(self):
     params = {"w": jnp.ones(3)}
     zero = {"w": jnp.zeros(3)}
@@ -867,6 +911,26 @@ class TestCommandLine:
     np.testing.assert_allclose(command_line.parse_rates("1e-4:1e-1:7"), 10.0 ** np.arange(-4, -0.9, 0.5))
     assert command_line.parse_rates("0.1,0.2") == [0.1, 0.2]
     assert command_line.parse_rates(None) is None
+
+  def test_options_reach_the_comparison(self, tmp_path, monkeypatch):
+    asked = []
+
+    def asking(problem, optimizers, protocol, **options):
+      asked.append((optimizers, protocol, options))
+      return SimpleNamespace(summary=str)
+
+    monkeypatch.setattr(command_line, "compare", asking)
+    options = ["--problem", "test_compare:linear", "--optimizers", "adam, exadam,", "--epochs", "2", "--track", "B"]
+    options += ["--schedule", "constant, cosine", "--early-stopping", "4", "--plateau", "3", "--report", "last"]
+    command_line.main([*options, "--trials", "5", "--out", str(tmp_path)])
+    assert [optimizers for optimizers, _, _ in asked] == [["adam", "exadam"]] * 2
+    common = {"early_stopping": EarlyStopping(4), "plateau": ReduceOnPlateau(patience=3), "report": "last"}
+    assert [protocol for _, protocol, _ in asked] == [
+      Protocol(6, 3, schedule=schedule, **common) for schedule in ("constant", "cosine")
+    ]
+    assert [(of["track"], of["trials"], of["out"]) for _, _, of in asked] == [
+      ("B", 5, tmp_path / schedule) for schedule in ("constant", "cosine")
+    ]
 
   def test_a_problem_of_ones_own(self, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])

@@ -107,7 +107,11 @@ def test_resnet_20(folder):
   norms, output = 2 * (7 * 16 + 6 * 32 + 6 * 64), 650
   assert sum(size for path, size in sizes.items() if "shortcut" not in path) == kernels + norms + output == 269_722
   assert sum("conv" in path for path in sizes) == 19 + 2
-  assert problem.hints["structure"].num_layers == 20
+  structure = problem.hints["structure"]
+  assert structure.num_layers == 20
+  depths = {facts.path: facts.depth for facts in structure.leaves()}
+  assert len(norms_of := {path for path in depths if "_norm" in path}) == 2 * (19 + 2)
+  assert all(depths[path] == depths[path.partition("_norm")[0] + "_conv/kernel"] for path in norms_of)
   assert (
     jax.eval_shape(problem.metrics, *jax.eval_shape(problem.init, keys(0)[0]), problem.validation)["error"].shape == ()
   )
@@ -342,7 +346,7 @@ def test_runs_at_the_rates_of_the_facts(tmp_path):
   assert page.published("x", "x.py") == page.published("y", "y.py") == page.published("z") == {}
   assert page.missing == [
     "`python benchmarks/papers/x.py`: interrupted after 1 of 2 runs",
-    "`python benchmarks/papers/y.py`: nothing",
+    "`python benchmarks/papers/y.py`: not begun",
   ]
 
 
@@ -398,7 +402,7 @@ def test_losses_of_exadams_table(tmp_path):
   more = [("exadam", 1e-3, 0, "tune", curves(100)), ("exadam", 1e-3, 0, "report", curves(5))]
   more += [("exadam", 1e-3, 1, "report", curves(5))]
   facts = {"seeds": 2, "rates": dict.fromkeys(["exadam", "adam", "sgd"], 1e-4)}
-  for all_runs, how in ((runs, "nothing"), (runs + more, "interrupted after 3 runs")):
+  for all_runs, how in ((runs, "not begun"), (runs + more, "interrupted after 3 runs")):
     write_runs(tmp_path / "exadam/small", all_runs, facts)
     page = pages.Pages(tmp_path, tmp_path)
     lines = report.exadam(page)
@@ -414,7 +418,7 @@ def test_losses_of_exadams_table(tmp_path):
   write_comparison(tmp_path / "exadam/small", "loss", "at the best validation value", rows, runs=runs + more)
   page = pages.Pages(tmp_path, tmp_path)
   lines = report.exadam(page)
-  assert "`python benchmarks/papers/exadam.py rivals`: nothing" in page.missing
+  assert "`python benchmarks/papers/exadam.py rivals`: not begun" in page.missing
   assert not any("exadam.py tuned`" in line for line in page.missing)
   assert "| exadam | 5 | 7.5 | 8.5 | 8 | 9 | -25.00% [-25.00, -25.00], undecided (all 2 seeds higher) |" in lines
 
@@ -509,14 +513,19 @@ def test_the_report_says_what_the_runs_say(tmp_path):
   assert "| adamax | 0.5250 | 0.0011 | 2 | -5.00% [-5.00, -5.00] |" in text
   assert "- multiplicative, as published, against Adam at the same scale: +0.00% [+0.00, +0.00], identical" in text
   assert "- additive, as published, against Adam at the same scale: +0.00%" in text
+  of_rule = "- CaAdam {} as published against Adam at the same scale (1 comparison, one initialisation): {} in 1."
+  for rule, verdict in (("multiplicative", "identical"), ("depth", "better")):
+    assert of_rule.format(rule, verdict) in text
+  assert "+2.00% [+2.00, +2.00]; against Adam at the same scale +0.00% [+0.00, +0.00], identical |" in text
   depth = next(line for line in text.splitlines() if line.startswith("| depth, as published |"))
   low, high = map(float, depth[depth.index("[") + 1 : depth.index("]")].split(", "))
   assert "| +1.00% [" in depth
   assert 0 < low < 1 < high < 3
   assert "(papers/caadam/scale.png)" in text
   claims = ["best +4.5%, last -14.5% (validation", "+23.6% (CIFAR-10", "+13.1% (CIFAR-100", "+2.6% (CIFAR-10"]
+  claims += ["+3.7% (Fashion-MNIST", "-0.2% (Fashion-MNIST", "+4.7% (Fashion-MNIST"]
   assert all(claim in text for claim in claims)
   missing = text[text.index("## Not run yet") :]
   assert "nd_adam.py tuned --logits plain`: interrupted after 3 runs" in missing
-  assert "caadam.py published --network 128-64-32`: nothing" in missing
+  assert "caadam.py published --network 128-64-32`: not begun" in missing
   assert "published --network 64-32`" not in missing

@@ -6,20 +6,21 @@
     python benchmarks/papers/images.py --resnet cifar-10
 
 10,000 training images, four strided convolutions with batch norm, 13 epochs (2,028 steps of 64 images), 5 fresh seeds.
-Beside the tuned comparison, all at one learning rate: 1e-3, as in CaAdam's table (EXAdam's has 1e-4). With `--resnet`,
-for a GPU, a ResNet-20 on all training images but 5,000, 30 epochs.
+Beside the tuned comparison, all at one learning rate: 1e-3, as in CaAdam's table, and EXAdam and Adam at 1e-4, as in
+EXAdam's. With `--resnet`, for a GPU, a ResNet-20 on all training images but 5,000, 30 epochs.
 """
 
 import argparse
 
 import laboratory
-from laboratory import share_cores, tuned
+from laboratory import report, share_cores, tuned
 
 from optax_ext.compare import Optimizer, Problem, Protocol
 from optax_ext.compare.names import named
 from optax_ext.compare.papers import ResNet, cifar_10, fashion_mnist
 
 CENTRES = {"adadelta": 1.0, "rmsprop": 1e-3}  # optax's other optimizers in EXAdam's table
+EXADAMS = {"adam": 1e-4, "exadam": 1e-4}  # the rate of EXAdam's table
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -35,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
   every = problem.steps_per_epoch
   protocol = Protocol((1 if options.slice else epochs) * every, every, schedule=options.schedule)
   arms = [*names, *rivals][::4] if options.slice else [*names, *rivals]
-  tuned(options.out / "images" / name, problem, arms, protocol, "step", single_rate=1e-3, **size)
+  folder = options.out / "images" / name
+  report(folder, problem, protocol, {of: named(of, problem) for of in EXADAMS}, size["seeds"], EXADAMS, "step")
+  tuned(folder, problem, arms, protocol, "step", single_rate=1e-3, **size)
 
 
 def problem_of(options: argparse.Namespace) -> tuple[Problem, int, str]:

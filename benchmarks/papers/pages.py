@@ -43,7 +43,7 @@ class Pages:
 
   def note_missing(self, command: str, done: int, of: str = "") -> None:
     """Notes what has not run, or not to its end."""
-    how = f"interrupted after {done}{of} runs" if done else "nothing"
+    how = f"interrupted after {done}{of} runs" if done else "not begun"
     self.missing.append(f"`python benchmarks/papers/{command}`: {how}")
 
   def facts(self, name: str) -> dict[str, Any]:

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> None:
   maximize = options.maximize or (metric == problem.metric and problem.maximize)
   problem = dataclasses.replace(problem, metric=metric, maximize=maximize)
   every, early, plateau = problem.steps_per_epoch, options.early_stopping, options.plateau
-  schedules = options.schedule.split(",")
+  schedules = [name.strip() for name in options.schedule.split(",")]
   protocols = {
     schedule: Protocol(
       steps=options.epochs * every,
@@ -112,7 +112,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out / schedule if len(schedules) > 1 else options.out
     comparison = compare(
       problem,
-      [name for name in options.optimizers.split(",") if name],
+      [name.strip() for name in options.optimizers.split(",") if name.strip()],
       protocol,
       learning_rates=rates,
       points=options.points,

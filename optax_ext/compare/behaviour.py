@@ -19,7 +19,8 @@ from optax_ext.compare.store import Store, fingerprint
 from optax_ext.compare.train import Run, Setting, evaluate, start, train
 
 FILE = "behaviour.json"
-TOLERANCE = {"training": 1e-3, "updates": 1e-5}  # relative: rounding on another machine is less, a change more
+# Relative: rounding on another machine is less, a change more.
+TOLERANCE = {"training": 1e-3, "updates": 1e-5, "examples": 0.0}
 CURVATURES = (1.0, 0.1, 10.0)  # gradients of very different sizes show what a decay rate is
 
 
@@ -34,6 +35,7 @@ def behaviour(
   run = jax.jit(functools.partial(start, optimizer, protocol))(*initial, trial)
   measured = {"training": training(problem, protocol, optimizer, run, trial)}
   measured["updates"] = sizes(protocol, optimizer, run, trial)
+  measured["examples"] = [problem.examples]  # without a filler, which no first step shows
   rounded = {name: [float(f"{float(value):.8g}") for value in values] for name, values in measured.items()}
   return {"learning_rate": learning_rate} | rounded
 
@@ -121,10 +123,10 @@ def check_behaviour(
     now[optimizer.name] = behaviour(problem, protocol, optimizer, initial, rate)
   for name, values in now.items():
     before = known.get(name, values)
-    if not all(_close(values[what], before[what], tolerance) for what, tolerance in TOLERANCE.items()):
+    if not all(_close(values[what], before.get(what, values[what]), rtol) for what, rtol in TOLERANCE.items()):
       raise ValueError(
-        f"{str(folder)!r} holds runs of {name!r} whose first steps were others: the model, its loss or the optimizer "
-        "has changed since. Choose another folder, or delete this one."
+        f"{str(folder)!r} holds runs of {name!r} whose first steps were others: the model, its loss, a filler or the "
+        "optimizer has changed since. Choose another folder, or delete this one."
       )
   whole = path.with_suffix(".new")
   whole.write_text(json.dumps(known | now) + "\n", "utf-8")

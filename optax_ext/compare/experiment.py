@@ -169,7 +169,8 @@ def compare(
     if not isinstance(value, kind):
       raise TypeError(f"{name} must be an optax_ext.compare.{kind.__name__}, but was {value!r}.")
   all_arms = resolve(optimizers, problem, add_baselines)
-  _check_options(learning_rates, points, ratio, track, trials, single_rate, margin, batching, curve_points)
+  given = _rates(learning_rates)
+  _check_options(given, points, ratio, track, trials, single_rate, margin, batching, curve_points)
   tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
@@ -180,7 +181,7 @@ def compare(
     single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)
 
-  given, ratio = sorted(map(float, learning_rates)) if learning_rates is not None else [], float(ratio)
+  ratio = float(ratio)
   rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
   if len(given) > 1:  # on average
     ratio = (given[-1] / given[0]) ** (1 / (len(given) - 1))
@@ -189,7 +190,8 @@ def compare(
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
     store = opened(pathlib.Path(out) if out else None, problem, protocol, all_arms.values(), curve_points)
     laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store, shown)
-    tuners = {name: Tuner(problem, protocol, laboratory.on(name, tuning, "tuning")) for name in all_arms}
+    tune = lambda name: laboratory.on(name, tuning, "tuning", planned=in_grid)
+    tuners = {name: Tuner(problem, protocol, tune(name)) for name in all_arms}
     for name, tuner in tuners.items():
       if track == "B":
         centre = all_arms[name].centre
@@ -236,11 +238,15 @@ class Laboratory:
     self.runners: dict[str, Runner] = {}
 
   def on(
-    self, name: str, seeds: Sequence[int], what: str, with_test: bool = False
+    self, name: str, seeds: Sequence[int], what: str, with_test: bool = False, planned: float = math.inf
   ) -> Callable[[Sequence[Trial]], list[list[Result]]]:
-    """A function that does trials of one optimizer, each on all of `seeds`."""
+    """A function that does trials of one optimizer, each on all of `seeds`; `progress` expects `planned` of them."""
+    left = planned
 
     def run(trials: Sequence[Trial]) -> list[list[Result]]:
+      nonlocal left
+      self.progress.more(self.protocol.steps * len(seeds) * int(max(0, len(trials) - left)))
+      left = max(0, left - len(trials))
       self.progress.phase(list(self.optimizers).index(name), name, what)
       tasks = [Task(trial, seed) for trial in trials for seed in seeds]
       missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
@@ -322,8 +328,25 @@ def _seeds(seeds: int | Sequence[int], first: int, name: str) -> list[int]:
   return chosen
 
 
+def _rates(learning_rates: Sequence[float] | None) -> list[float]:
+  """The grid for all in ascending order; empty where each optimizer has its own."""
+  if learning_rates is None:
+    return []
+  try:
+    rates = [] if isinstance(learning_rates, str) else sorted(map(float, learning_rates))
+  except (TypeError, ValueError):
+    rates = []
+  if not rates and not (np.iterable(learning_rates) and not len(learning_rates)):
+    raise ValueError(f"learning_rates must be a list of rates, but was {learning_rates!r}; for one rate give a list.")
+  if not rates:
+    raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
+  if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
+    raise ValueError(f"learning_rates must be different finite numbers above 0, but were {rates}.")
+  return rates
+
+
 def _check_options(
-  learning_rates: Sequence[float] | None,
+  learning_rates: Sequence[float],
   points: int,
   ratio: float,
   track: str,
@@ -333,22 +356,15 @@ def _check_options(
   batching: str,
   curve_points: int | None,
 ) -> None:
-  if learning_rates is not None:
-    if not np.iterable(learning_rates):
-      raise ValueError(f"learning_rates must be a list of rates, but was {learning_rates!r}; for one rate give a list.")
-    if not len(learning_rates):
-      raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
-    if not all(0 < rate < math.inf for rate in learning_rates) or len(set(learning_rates)) < len(learning_rates):
-      raise ValueError(f"learning_rates must be different finite numbers above 0, but were {list(learning_rates)}.")
   grid.grid(1.0, points, ratio)
   if track not in ("A", "B"):
     raise ValueError(f"track must be 'A' (learning rate alone) or 'B' (all settings), but was {track!r}.")
-  if track == "B" and learning_rates is not None:
+  if track == "B" and learning_rates:
     raise ValueError(
       "Track B draws learning rates from ranges around the centres: leave learning_rates out, or track A."
     )
-  if trials < 1:
-    raise ValueError(f"trials must be at least 1, but was {trials}.")
+  if not isinstance(trials, numbers.Integral) or trials < 1:
+    raise ValueError(f"trials must be a whole number of at least 1, but was {trials!r}.")
   if single_rate is not None and not 0 <= single_rate < math.inf:
     raise ValueError(f"single_rate must be a finite number above 0, 0 for none or None, but was {single_rate}.")
   if not 0 <= margin < math.inf:

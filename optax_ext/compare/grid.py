@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import numbers
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -38,9 +39,9 @@ class Range:
 
 def grid(centre: float, points: int, ratio: float = HALF_DECADE) -> list[float]:
   """`points` learning rates in steps of `ratio` around `centre`, ascending; the centre is always among them."""
-  if points < 1 or not 0 < centre < math.inf or not 1 < ratio < math.inf:
+  if not isinstance(points, numbers.Integral) or points < 1 or not 0 < centre < math.inf or not 1 < ratio < math.inf:
     raise ValueError(
-      "A grid needs at least 1 point, a finite centre above 0 and a finite ratio above 1, but got "
+      "A grid needs a whole number of at least 1 point, a finite centre above 0 and a finite ratio above 1, but got "
       f"points={points}, centre={centre}, ratio={ratio}."
     )
   return [float(centre * ratio**k) for k in range(-(points // 2), points - points // 2)]

@@ -1,4 +1,4 @@
-"""Optimizers by name. Beside the papers' problems, the one file of the comparison that imports the rest of the library.
+"""Optimizers by name. Beside the problems with models, the one file of the comparison that imports other parts of it.
 
 Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 28 times Adam's, 2
 to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.
@@ -6,6 +6,8 @@ to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5)
 
 import functools
 import inspect
+import numbers
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +113,8 @@ NAMES: dict[str, Callable[[Problem], Optimizer]] = {
 def named(name: str, problem: Problem) -> Optimizer:
   """The optimizer of a name: one of `NAMES`, or any optimizer of optax, as "lion" or "contrib.prodigy".
 
-  Of the schedule-free ones the averaged parameters are measured.
+  Those of optax are tuned around their default learning rate, where they have one, else around 1e-3. Of the
+  schedule-free ones the averaged parameters are measured.
 
   Raises:
     ValueError: there is none.
@@ -122,13 +125,15 @@ def named(name: str, problem: Problem) -> Optimizer:
   if found is None:
     raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
   evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
-  return Optimizer(name, found, 1e-3, {}, ("adam",), evaluated=evaluated)
+  default = next(iter(inspect.signature(found).parameters.values())).default
+  centre = float(default) if isinstance(default, numbers.Real) and default > 0 else 1e-3
+  return Optimizer(name, found, centre, {}, ("adam",), evaluated=evaluated)
 
 
 def _of_optax(name: str) -> Any:
   """A constructor of the learning rate in optax; `None` for its pieces, such as `clip` and `scale_by_adam`."""
   found: Any = functools.reduce(lambda module, part: getattr(module, part, None), name.split("."), optax)
-  if not callable(found) or isinstance(found, type) or name.startswith("_"):
+  if not isinstance(found, types.FunctionType | functools.partial) or name.startswith("_") or "scale_by_" in name:
     return None
   first = next(iter(inspect.signature(found).parameters), "")
   return found if first.endswith("learning_rate") else None

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -31,8 +32,9 @@ class Problem:
     has_state: Whether there is such a state.
     filler: Whether the last example of `train` is a filler, which completes the last batch of each epoch and is in no
       other: an example like the others but for a weight of 0, say, that the loss heeds.
-    hints: What named optimizers may want to know: `structure` (a `Structure`) and `axes` for caadam and nd_adam, and
-      `normalised_units` (a bool): whether a per-unit normaliser follows each vector, which nd_adam needs.
+    hints: What named optimizers may want to know: `structure` (a `Structure`, as `structure_from_model` returns it) and
+      `axes` for caadam and nd_adam, and `normalised_units` (a bool): whether a per-unit normaliser follows each vector,
+      which nd_adam needs.
 
   Example:
     >>> x = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
@@ -160,12 +162,14 @@ def check_problem(problem: Problem) -> None:
 def _check_finite(problem: Problem, params: Any, state: Any, batch: Any, key: jax.Array) -> None:
   grad_of = jax.jit(jax.value_and_grad(problem.loss_of, has_aux=True))
   (value, _), grads = grad_of(params, state, batch, key)
-  metric = jax.jit(problem.metrics_of)(params, state, problem.validation)[problem.metric]
+  measure = jax.jit(lambda *of: problem.metrics_of(*of)[problem.metric])
+  held_out = {"validation": problem.validation, "test": problem.test}  # of the test data: whether finite, no more
+  metrics = {split: measure(params, state, data) for split, data in held_out.items()}
   unclear = sum(int(jnp.sum(~jnp.isfinite(leaf))) for leaf in jax.tree.leaves(grads))
   for what, fine, said in [
     ("loss of the first batch", np.isfinite(value), value),
     ("gradient of the first batch", not unclear, f"not finite in {unclear} places"),
-    (f"{problem.metric} of the validation data", np.isfinite(metric), metric),
+    *((f"{problem.metric} of the {split} data", np.isfinite(value), value) for split, value in metrics.items()),
   ]:
     if not fine:
       raise ValueError(
@@ -176,9 +180,10 @@ def _check_finite(problem: Problem, params: Any, state: Any, batch: Any, key: ja
 
 def check_batch_size(problem: Problem) -> None:
   """Raises `ValueError` unless there is at least one batch."""
-  if not 1 <= problem.batch_size <= problem.examples:
+  size = problem.batch_size
+  if not isinstance(size, numbers.Integral) or not 1 <= size <= problem.examples:
     raise ValueError(
-      f"batch_size must be from 1 to the number of training examples, {problem.examples}, but was {problem.batch_size}."
+      f"batch_size must be a whole number from 1 to that of training examples, {problem.examples}, but was {size!r}."
     )
 
 

@@ -152,7 +152,7 @@ class Runner:
         records[places[place]] += [{name: float(v[i, place]) for name, v in record.items()} for i in of_run]
         if stopped[place]:
           finished[int(places[place])] = bool(diverged[place])
-      on_steps(count * self.protocol.evaluate_every * int((~already).sum()))
+      on_steps(self.protocol.evaluate_every * int(made.sum()))
       active = np.flatnonzero(~stopped)
       if not len(active):
         break

@@ -33,9 +33,11 @@ def behaviour(
   """
   trial = {"learning_rate": jnp.float32(learning_rate)}
   run = jax.jit(functools.partial(start, optimizer, protocol))(*initial, trial)
-  measured = {"training": training(problem, protocol, optimizer, run, trial)}
-  measured["updates"] = sizes(protocol, optimizer, run, trial)
-  measured["examples"] = [problem.examples]  # without a filler, which no first step shows
+  measured = {
+    "training": training(problem, protocol, optimizer, run, trial),
+    "updates": sizes(protocol, optimizer, run, trial),
+    "examples": [problem.examples],  # without a filler, which no first step shows
+  }
   rounded = {name: [float(f"{float(value):.8g}") for value in values] for name, values in measured.items()}
   return {"learning_rate": learning_rate} | rounded
 

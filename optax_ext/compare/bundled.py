@@ -10,6 +10,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from optax_ext import structure_from_model
 from optax_ext.compare.problem import Problem
 from optax_ext.linen import BatchNormLogits
 
@@ -106,16 +107,19 @@ def image_problem(
 ) -> Problem:
   """A classification problem with batch statistics, and perhaps with a penalty on the logits in training.
 
-  The model is of images and whether it trains; a batch norm follows each of its parameters `...conv/kernel`.
+  The model is of images and whether it trains; a batch norm follows each of its parameters `...conv/kernel`. Its
+  structure is read in training, where the running averages, which would be inputs, are not used.
   """
 
   def init(key: jax.Array) -> tuple[Any, Any]:
     variables = model.init(key, jnp.asarray(parts[0]["x"][:1]), training=False)
     return variables["params"], variables["batch_stats"]
 
+  def train_logits(params: Any, state: Any, x: jax.Array) -> Any:
+    return model.apply({"params": params, "batch_stats": state}, x, training=True, mutable=["batch_stats"])
+
   def loss(params: Any, state: Any, batch: Any, key: jax.Array) -> tuple[jax.Array, Any]:
-    variables = {"params": params, "batch_stats": state}
-    logits, changed = model.apply(variables, batch["x"], training=True, mutable=["batch_stats"])
+    logits, changed = train_logits(params, state, batch["x"])
     loss = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
     return loss + penalty(logits), changed["batch_stats"]
 
@@ -131,7 +135,10 @@ def image_problem(
       return (0, 1, 2)
     return (0,) if getattr(model, "normalize_logits", False) and path == "output/kernel" else None
 
-  hints = {"axes": axes, "normalised_units": True}
+  params, state = jax.eval_shape(init, jax.random.key(0))
+  image = jax.ShapeDtypeStruct((1, *parts[0]["x"].shape[1:]), jnp.float32)
+  structure = structure_from_model(lambda *args: train_logits(*args)[0], params, state, image)
+  hints = {"structure": structure, "axes": axes, "normalised_units": True}
   return Problem(name, init, loss, metrics, *parts, batch_size=batch_size, has_state=True, hints=hints)
 
 

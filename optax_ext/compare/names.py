@@ -6,7 +6,6 @@ to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5)
 
 import functools
 import inspect
-import numbers
 import types
 from collections.abc import Callable
 from typing import Any
@@ -126,7 +125,7 @@ def named(name: str, problem: Problem) -> Optimizer:
     raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
   evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
   default = next(iter(inspect.signature(found).parameters.values())).default
-  centre = float(default) if isinstance(default, numbers.Real) and default > 0 else 1e-3
+  centre = float(default) if isinstance(default, int | float) and default > 0 else 1e-3
   return Optimizer(name, found, centre, {}, ("adam",), evaluated=evaluated)
 
 

@@ -150,17 +150,11 @@ def _images(
   examples: tuple[int, int, int],
   penalty: Callable[[jax.Array], Any] = lambda logits: 0.0,
 ) -> Problem:
-  """Classification, judged by its error, with the structure of the traced network."""
+  """Classification, judged by its error."""
   train, validation, _ = split(labelled(*images[0]), *examples[:2])
   test = {name: part[: examples[2]] for name, part in labelled(*images[1]).items()}
   problem = image_problem(name, model, [train, validation, test], batch_size, penalty)
-  params, state = jax.eval_shape(problem.init, jax.random.key(0))
-
-  def apply(params: Any, state: Any, x: jax.Array) -> Any:  # in training a norm's scale meets nothing before the layer
-    return model.apply({"params": params, "batch_stats": state}, x, training=True, mutable=["batch_stats"])[0]
-
-  structure = structure_from_model(apply, params, state, jax.ShapeDtypeStruct((1, *train["x"].shape[1:]), jnp.float32))
-  return dataclasses.replace(problem, metric="error", hints={**problem.hints, "structure": structure})
+  return dataclasses.replace(problem, metric="error")
 
 
 class GPT(nn.Module):

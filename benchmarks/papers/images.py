@@ -30,7 +30,9 @@ def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("--schedule", default="cosine", choices=["cosine", "constant"], help="of the rate (cosine)")
   parser.add_argument("--resnet", choices=["fashion-mnist", "cifar-10"], help="a ResNet-20 on these, for a GPU")
-  parser.add_argument("--tuning-seeds", type=int, default=1, help="more than one for FEW of the optimizers (1)")
+  parser.add_argument(
+    "--tuning-seeds", type=int, default=1, help="choose the rates; several: of Adam and three others alone (1)"
+  )
   options = laboratory.parse(parser, arguments)
   problem, epochs, name = problem_of(options)
   rivals = [Optimizer(name, named(name, problem).make, centre) for name, centre in CENTRES.items()]

@@ -45,22 +45,18 @@ def protocol(problem: Problem, epochs: int) -> Protocol:
 def main(arguments: list[str] | None = None) -> None:
   parser = laboratory.parser(__doc__)
   parser.add_argument("part", choices=["published", "tuned", "claims"])
-  parser.add_argument("--logits", default="plain", choices=["plain", "batch_norm", "l2"], help="not of claims (plain)")
+  parser.add_argument(
+    "--logits", default="plain", choices=["plain", "batch_norm", "l2"], help="of published and tuned (plain)"
+  )
   options = laboratory.parse(parser, arguments)
   {"published": published, "tuned": compare_tuned, "claims": claims}[options.part](options)
 
 
 def published(options: argparse.Namespace) -> None:
-  problem, seeds, epochs = (
-    problem_of(options.logits, options.slice),
-    2 if options.slice else 5,
-    1 if options.slice else 10,
-  )
-  folder, optimizers = (
-    options.out / "nd_adam" / f"{options.logits}-published",
-    {of: named(of, problem) for of in PUBLISHED},
-  )
-  report(folder, problem, protocol(problem, epochs), optimizers, seeds, PUBLISHED, "step")
+  problem, folder = problem_of(options.logits, options.slice), options.out / "nd_adam" / f"{options.logits}-published"
+  optimizers = {name: named(name, problem) for name in PUBLISHED}
+  how_long = protocol(problem, 1 if options.slice else 10)
+  report(folder, problem, how_long, optimizers, 2 if options.slice else 5, PUBLISHED, "step")
 
 
 def compare_tuned(options: argparse.Namespace) -> None:

@@ -335,8 +335,8 @@ def caadam_table(
     row = [arm, f"{mean(of):.4f}", f"{np.std(of, ddof=1):.4f}", f"{mean([r.steps[-1] for r in runs[arm]]) / epoch:.0f}"]
     test: Any = scipy.stats.ttest_ind(of, adam)
     against = [improvement(paired(of, adam), mean(adam)), f"{test.pvalue:.1g}"] if arm != "adam" else ["–", "–"]
-    paper = "{0.rmse:.3f}, {0.epochs:.0f}, {0.gain:+.2f}%".format(claimed[arm]) if arm in claimed else "–"
-    rows.append([*row, *against, paper])
+    paper = claimed.get(arm)
+    rows.append([*row, *against, f"{paper.rmse:.3f}, {paper.epochs:.0f}, {paper.gain:+.2f}%" if paper else "–"])
   return table(rows)
 
 

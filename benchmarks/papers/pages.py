@@ -17,6 +17,8 @@ from optax_ext.compare.run import Result
 
 PHASES = {"tuned": "reporting", "at one rate": "one rate"}  # comparisons, as runs.csv names their runs
 
+AtRates = Mapping[str, tuple[float, Sequence[float]]]  # optimizer: a learning rate, and a metric of each run at it
+
 
 class Pages:
   """The folder of raw results, how the report links to it, and what is not in it yet."""
@@ -153,20 +155,10 @@ class Pages:
       sentences.append(f"- {optimizer} against {baseline}: {'; '.join(parts)}.")
     return [*sentences, ""]
 
-  def badly_chosen(self, name: str) -> list[str]:
-    """A sentence on optimizers that do worse on fresh seeds at the rate that tuning chose than at the one all share."""
-    column, found = self.deciding(name), []
-    chosen, shared = (self.values(name, comparison, "learning_rate") for comparison in PHASES)
-    at_chosen, at_shared = (self.values(name, comparison, column) for comparison in PHASES)
-    for optimizer in chosen.keys() & shared.keys():
-      change = paired(at_chosen[optimizer], at_shared[optimizer])
-      if change.mean > change.margin:
-        numbers = percent(change.mean, change.low, change.high, change.baseline_mean)
-        found.append(f"{optimizer} at {chosen[optimizer][0]:.3g} against {shared[optimizer][0]:.3g}: {numbers}")
-    if not found:
-      return []
-    words = "On fresh seeds the rate that tuning chose has the worse mean (+ is better)"
-    return [f"- {words}: {'; '.join(sorted(found))}. What others gain on these when tuned may be partly that.", ""]
+  def at_rates(self, name: str, comparison: str) -> AtRates:
+    """The learning rate and the deciding values of every optimizer."""
+    values, rates = (self.values(name, comparison, of) for of in (self.deciding(name), "learning_rate"))
+    return {optimizer: (rates[optimizer][0], of) for optimizer, of in values.items()}
 
   def link(self, path: pathlib.Path) -> str:
     """A path as the report names it."""
@@ -185,8 +177,23 @@ class Pages:
     if not self.complete(name):
       self.note_missing(command, self.begun(name))
       return []
-    said = [*self.in_words(name, optimizers), *self.badly_chosen(name), *remarks]
+    said = [*self.in_words(name, optimizers), *badly_chosen(*(self.at_rates(name, of) for of in PHASES)), *remarks]
     return [f"### {title}", "", *said, *self.tables(name)]
+
+
+def badly_chosen(tuned: AtRates, others: AtRates) -> list[str]:
+  """A sentence on optimizers that do worse on fresh seeds at the rate that tuning chose than at another one."""
+  found = []
+  for optimizer in sorted(tuned.keys() & others.keys()):
+    (rate, at_rate), (other, at_other) = tuned[optimizer], others[optimizer]
+    change = paired(at_rate, at_other)
+    if change.mean > change.margin:
+      numbers = percent(change.mean, change.low, change.high, change.baseline_mean)
+      found.append(f"{optimizer} at {rate:.3g} against {other:.3g}: {numbers}")
+  if not found:
+    return []
+  words = "On fresh seeds the rate that tuning chose has the worse mean (+ is better)"
+  return [f"- {words}: {'; '.join(found)}. What others gain on these when tuned may be partly that.", ""]
 
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -20,7 +20,7 @@ import numpy as np
 import scipy.stats
 from laboratory import RESULTS
 from matplotlib.figure import Figure
-from pages import Pages, in_words, percent, said, table
+from pages import Pages, badly_chosen, in_words, percent, said, table
 
 from optax_ext.compare import paired
 from optax_ext.compare.papers import CALIFORNIA
@@ -462,7 +462,13 @@ def nd_adam(pages: Pages) -> list[str]:
   lines = [ND_ADAM]
   for logits in LOGITS:
     title = f"Fashion-MNIST, logits: {logits.replace('_', ' ')}"
-    lines += pages.tuned(f"nd_adam/{logits}", title, f"nd_adam.py tuned --logits {logits}", ["nd_adam"])
+    name, published = f"nd_adam/{logits}", nd_adam_published(pages, logits)
+    remarks = []
+    if pages.complete(name) and published:
+      rates = pages.facts(f"{name}-published")["rates"]
+      others = {optimizer: (rates[optimizer], values) for optimizer, values in published.items()}
+      remarks = badly_chosen(pages.at_rates(name, "tuned"), others)
+    lines += pages.tuned(name, title, f"nd_adam.py tuned --logits {logits}", ["nd_adam"], remarks)
   lines += [*logits_compared(pages), *at_published_rates(pages)]
   if pages.complete("nd_adam/plain"):
     lines += equal_training_loss(pages.best("nd_adam/plain"))

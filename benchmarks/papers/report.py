@@ -35,7 +35,7 @@ INITIALISATIONS = (
   ("own-init", " --own-init", "own initialisations"),
 )
 LOGITS = ("plain", "batch_norm", "l2")
-FASHION_MNIST = {  # folder: schedule of the learning rate, options
+SCHEDULES = {  # folder: schedule of the learning rate, options
   "cosine": ("cosine schedule", "--schedule cosine"),
   "constant": ("constant schedule", "--schedule constant"),
   "constant-3-tuning-seeds": ("constant schedule, 3 tuning seeds", "--schedule constant --tuning-seeds 3"),
@@ -160,13 +160,13 @@ def in_short(pages: Pages) -> list[str]:
   for network in CALIFORNIA:
     name = f"caadam/{network}-published"
     values = measured(pages.published(name), "test/rmse")
+    gaps = at_same_scale(values) if values else {}
     for rule in RULES:
       claim = claims.CALIFORNIA[network][f"{rule}, as published"].gain
       once = "not run yet"
       if values:
         once = improvement(paired(values[f"{rule}, as published"], values["adam"]), mean(values["adam"]))
-        gap = at_same_scale(values)[rule]
-        once += f"; against Adam at the same scale {improvement(gap, mean(values['adam']))}, {gap.verdict}"
+        once += f"; against Adam at the same scale {with_verdict(gaps[rule], mean(values['adam']))}"
       case = f"California {network}, RMSE"
       rows.append([f"CaAdam {rule} as published, {case}", f"{claim:+.2f}%", once, "–"])
       if network not in CALIFORNIA[:2]:
@@ -192,7 +192,7 @@ def in_short(pages: Pages) -> list[str]:
       "adam",
       measured(pages.published("exadam/small"), "test/loss"),
     ),
-    *(row for folder in FASHION_MNIST for row in image_rows(pages, folder)),
+    *(row for folder in SCHEDULES for row in image_rows(pages, folder)),
     (
       "AdamNX's decay, images, test error",
       f"{claimed(34.27, 39.44)} (CIFAR-100: 34.27%, Adam's decay 39.44%)",
@@ -225,7 +225,7 @@ def in_short(pages: Pages) -> list[str]:
 
 def image_rows(pages: Pages, folder: str) -> list[tuple[str, str, str, str, str, Measured | None]]:
   """What the short table says of EXAdam and CaAdam on images."""
-  case, name = f"images, {FASHION_MNIST[folder][0]}, test error (one rate: ", f"images/{folder}"
+  case, name = f"images, {SCHEDULES[folder][0]}, test error (one rate: ", f"images/{folder}"
   exadam, published = f"{claimed(7.90, 10.34)} (CIFAR-10: 7.90%, Adam 10.34%)", exadams_rate(pages, folder)
   rows: list[Any] = [(f"EXAdam, {case}1e-4)", exadam, name, "exadam", "adam", published)]
   for rule in RULES:
@@ -293,8 +293,8 @@ def caadam(pages: Pages) -> list[str]:
     lines += caadam_table(runs, values, claims.CALIFORNIA[network])
     for rule, gap in at_same_scale(values).items():
       gaps.append((f"{network}, {title.split(',')[0]}: {rule}", gap, mean(values["adam"])))
-      against = f"{improvement(gap, mean(values['adam']))}, {gap.verdict}"
-      lines.append(f"- {rule}, as published, against Adam at the same scale: {against}.")
+      told = with_verdict(gap, mean(values["adam"]))
+      lines.append(f"- {rule}, as published, against Adam at the same scale: {told}.")
     lines.append("")
   if gaps:
     lines += [
@@ -342,6 +342,10 @@ def caadam_table(
 
 def improvement(difference: Difference, reference: float) -> str:
   return percent(difference.mean, difference.low, difference.high, reference)
+
+
+def with_verdict(difference: Difference, reference: float) -> str:
+  return f"{improvement(difference, reference)}, {difference.verdict}"
 
 
 def exadams_rate(pages: Pages, folder: str) -> Measured:
@@ -395,7 +399,7 @@ def exadam(pages: Pages) -> list[str]:
 def images(pages: Pages) -> list[str]:
   lines = [IMAGES]
   ours = ["exadam", "exadam_nolog", *(f"caadam_{rule}" for rule in RULES)]
-  for folder, (schedule, command) in FASHION_MNIST.items():
+  for folder, (schedule, command) in SCHEDULES.items():
     remarks = []
     if values := exadams_rate(pages, folder):
       gap = against(values["exadam"], values["adam"])
@@ -460,16 +464,16 @@ def noise(pages: Pages, name: str) -> list[str]:
 
 def nd_adam(pages: Pages) -> list[str]:
   lines = [ND_ADAM]
-  for logits in LOGITS:
-    title = f"Fashion-MNIST, logits: {logits.replace('_', ' ')}"
-    name, published = f"nd_adam/{logits}", nd_adam_published(pages, logits)
+  published = {of: nd_adam_published(pages, of, f"nd_adam.py published --logits {of}") for of in LOGITS}
+  for logits, errors in published.items():
+    title, name = f"Fashion-MNIST, logits: {logits.replace('_', ' ')}", f"nd_adam/{logits}"
     remarks = []
-    if pages.complete(name) and published:
+    if pages.complete(name) and errors:
       rates = pages.facts(f"{name}-published")["rates"]
-      others = {optimizer: (rates[optimizer], values) for optimizer, values in published.items()}
+      others = {optimizer: (rates[optimizer], values) for optimizer, values in errors.items()}
       remarks = badly_chosen(pages.at_rates(name, "tuned"), others)
     lines += pages.tuned(name, title, f"nd_adam.py tuned --logits {logits}", ["nd_adam"], remarks)
-  lines += [*logits_compared(pages), *at_published_rates(pages)]
+  lines += [*logits_compared(pages), *at_published_rates(published)]
   if pages.complete("nd_adam/plain"):
     lines += equal_training_loss(pages.best("nd_adam/plain"))
   if runs := pages.published("nd_adam/initial-scale", "nd_adam.py claims"):
@@ -492,10 +496,9 @@ def logits_compared(pages: Pages) -> list[str]:
   return ["### Logits compared", "", words, "", *by_logits(errors), *against_plain(of_nd_adam), ""]
 
 
-def at_published_rates(pages: Pages) -> list[str]:
-  """The same at learning rates that were not tuned."""
-  found = {logits: nd_adam_published(pages, logits, f"nd_adam.py published --logits {logits}") for logits in LOGITS}
-  errors = {logits: of for logits, of in found.items() if of}
+def at_published_rates(published: Mapping[str, Measured]) -> list[str]:
+  """The same at learning rates that were not tuned; of what has run."""
+  errors = {logits: of for logits, of in published.items() if of}
   words = (
     "ND-Adam at its authors' 1e-3 (its vectors at 50 times that), SGD with momentum and L2 at their 0.1, Adam at 1e-3. "
     "Below the table: how far ND-Adam's error is below."

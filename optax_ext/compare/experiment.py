@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from optax_ext.compare import grid
@@ -17,7 +16,7 @@ from optax_ext.compare.grid import Range
 from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem, check_problem, keys
 from optax_ext.compare.progress import Progress
-from optax_ext.compare.protocol import Protocol
+from optax_ext.compare.protocol import Protocol, check_whole
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.statistics import Difference, adjust, paired
 from optax_ext.compare.store import Store
@@ -333,10 +332,11 @@ def _rates(learning_rates: Sequence[float] | None) -> list[float]:
   if learning_rates is None:
     return []
   try:
-    rates = [] if isinstance(learning_rates, str) else sorted(map(float, learning_rates))
+    rates = sorted(float(rate) for rate in learning_rates)
+    listed = not isinstance(learning_rates, str)
   except (TypeError, ValueError):
-    rates = []
-  if not rates and not (np.iterable(learning_rates) and not len(learning_rates)):
+    rates, listed = [], False
+  if not listed:
     raise ValueError(f"learning_rates must be a list of rates, but was {learning_rates!r}; for one rate give a list.")
   if not rates:
     raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
@@ -363,8 +363,7 @@ def _check_options(
     raise ValueError(
       "Track B draws learning rates from ranges around the centres: leave learning_rates out, or track A."
     )
-  if not isinstance(trials, numbers.Integral) or trials < 1:
-    raise ValueError(f"trials must be a whole number of at least 1, but was {trials!r}.")
+  check_whole("trials", trials, 1)
   if single_rate is not None and not 0 <= single_rate < math.inf:
     raise ValueError(f"single_rate must be a finite number above 0, 0 for none or None, but was {single_rate}.")
   if not 0 <= margin < math.inf:

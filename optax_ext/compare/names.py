@@ -120,22 +120,21 @@ def named(name: str, problem: Problem) -> Optimizer:
   """
   if name in NAMES:
     return NAMES[name](problem)
-  found = _of_optax(name)
-  if found is None:
+  make, default = _of_optax(name)
+  if make is None:
     raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
   evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
-  default = next(iter(inspect.signature(found).parameters.values())).default
   centre = float(default) if isinstance(default, int | float) and default > 0 else 1e-3
-  return Optimizer(name, found, centre, {}, ("adam",), evaluated=evaluated)
+  return Optimizer(name, make, centre, {}, ("adam",), evaluated=evaluated)
 
 
-def _of_optax(name: str) -> Any:
-  """A constructor of the learning rate in optax; `None` for its pieces, such as `clip` and `scale_by_adam`."""
+def _of_optax(name: str) -> tuple[Any, Any]:
+  """A constructor of the learning rate in optax and its default; `None` for pieces, such as `clip`, `scale_by_adam`."""
   found: Any = functools.reduce(lambda module, part: getattr(module, part, None), name.split("."), optax)
   if not isinstance(found, types.FunctionType | functools.partial) or name.startswith("_") or "scale_by_" in name:
-    return None
-  first = next(iter(inspect.signature(found).parameters), "")
-  return found if first.endswith("learning_rate") else None
+    return None, None
+  first = next(iter(inspect.signature(found).parameters.values()), None)
+  return (found, first.default) if first and first.name.endswith("learning_rate") else (None, None)
 
 
 def _times(factor: Any, rate: Any) -> Any:

@@ -27,8 +27,8 @@ class EarlyStopping:
   start: int = 0
 
   def __post_init__(self):
-    _check_whole("patience", self.patience, 1)
-    _check_whole("start", self.start, 0)
+    check_whole("patience", self.patience, 1)
+    check_whole("start", self.start, 0)
     _check_between("min_delta", self.min_delta, 0, math.inf)
 
 
@@ -53,8 +53,8 @@ class ReduceOnPlateau:
   min_scale: float = 0.0
 
   def __post_init__(self):
-    _check_whole("patience", self.patience, 1)
-    _check_whole("cooldown", self.cooldown, 0)
+    check_whole("patience", self.patience, 1)
+    check_whole("cooldown", self.cooldown, 0)
     for name, high in [("factor", 1), ("min_delta", math.inf), ("min_rate", math.inf), ("min_scale", 1)]:
       _check_between(name, getattr(self, name), 0, high)
 
@@ -84,8 +84,8 @@ class Protocol:
   report: str = "best"
 
   def __post_init__(self):
-    _check_whole("steps", self.steps, 1)
-    _check_whole("evaluate_every", self.evaluate_every, 1)
+    check_whole("steps", self.steps, 1)
+    check_whole("evaluate_every", self.evaluate_every, 1)
     _check_between("warmup", self.warmup, 0, 1)
     if self.steps % self.evaluate_every:
       raise ValueError(
@@ -118,7 +118,8 @@ class Protocol:
     return warmup_cosine(self.steps, round(self.warmup * self.steps)) if self.schedule == "cosine" else None
 
 
-def _check_whole(name: str, value: int, least: int) -> None:
+def check_whole(name: str, value: int, least: int) -> None:
+  """Raises `ValueError` unless `value` is a whole number of at least `least`."""
   if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
     raise ValueError(f"{name} must be a whole number of at least {least}, but was {value!r}.")
 

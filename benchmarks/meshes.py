@@ -28,7 +28,7 @@ def main() -> None:
           distribution.deviation(distribution.trajectory(optimizer, dtype, mesh), distribution.alone(optimizer, dtype))
           for mesh in distribution.MESHES
         ]
-        print(f"| {dtype.__name__} | {optimizer} | {' | '.join(f'{x:.1e}' for x in apart)} |", flush=True)
+        print(f"| {jnp.dtype(dtype)} | {optimizer} | {' | '.join(f'{x:.1e}' for x in apart)} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -216,6 +216,14 @@ def pick(layout: Layout, dim: int, index: Any) -> Layout:
   return dataclasses.replace(layout, present=inside if layout.present is None else inside & layout.present)
 
 
+def row(layout: Layout, dim: int, index: int) -> Layout | None:
+  """One position along a dimension, which is gone; `None` where that holds nothing of the leaf."""
+  at = lambda here, others: [here if d == dim else other for d, other in enumerate(others)]
+  ranks = range(len(layout.dims))
+  cut = slice_(layout, at(index, [0 for _ in ranks]), at(1, [old.size for old in layout.dims]), [1 for _ in ranks])
+  return None if cut is None else drop(cut, (dim,))
+
+
 def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
   """Axes split and merged, in the smallest blocks of dimensions that hold equally many positions."""
   picked = {axis for dim in range(len(layout.dims)) for axis in _single(layout, dim)}

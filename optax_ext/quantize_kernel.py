@@ -18,18 +18,14 @@ import jax.core
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.extend.core import ClosedJaxpr, Literal
+from jax.extend.core import Literal
 
 from optax_ext.codes import CODES, decode, encode, in_blocks, largest_of, per_block, scale_for, scale_of
 from optax_ext.kernels import compiler_params, described, thickness, unfit
+from optax_ext.primitives import IN_KERNELS
 
 SUBLANES = 32  # rows of a tile of 8-bit numbers
 COPIES = 24  # float32 blocks on chip: four arrays, twice each (one computed, one in transit), and intermediate results
-ELEMENTWISE = {
-  *("abs", "add", "and", "broadcast_in_dim", "convert_element_type", "copy", "copy_p", "div", "eq", "exp", "ge", "gt"),
-  *("integer_pow", "is_finite", "le", "log", "lt", "max", "min", "mul", "ne", "neg", "not", "or", "rsqrt", "select_n"),
-  *("sign", "sqrt", "square", "stop_gradient", "sub", "tanh"),
-}
 
 
 class NotServedError(Exception):
@@ -47,7 +43,7 @@ class Stepped(NamedTuple):
 class Program:
   """A traced function, whose variables have values where they are asked for."""
 
-  def __init__(self, program: ClosedJaxpr, args: Sequence[Any]):
+  def __init__(self, program: Any, args: Sequence[Any]):
     self._jaxpr, self.inputs = program.jaxpr, program.jaxpr.invars
     self._source = {var: equation for equation in program.jaxpr.eqns for var in equation.outvars}
     self._values = dict(zip(program.jaxpr.constvars, program.consts, strict=True))
@@ -93,8 +89,10 @@ class Program:
       if var not in self._source:
         raise NotServedError("its step needs an array besides its gradient, parameter and moments")
       equation = self._source[var]
-      name, operands = equation.primitive.name, equation.invars
-      if name not in ELEMENTWISE or any(operand.aval.shape not in ((), shape) for operand in operands):
+      name = equation.primitive.name
+      operands: Sequence[Any] = equation.invars
+      known = name in IN_KERNELS or name == "broadcast_in_dim"  # of a number
+      if not known or any(operand.aval.shape not in ((), shape) for operand in operands):
         raise NotServedError(f"its step is not elementwise, or more than the kernel knows: {name!r}")
       for operand in operands:
         find(operand)

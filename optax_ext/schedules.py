@@ -30,10 +30,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
+from optax_ext import two_floats
 from optax_ext.checks import Scalar, check_number, check_rate, is_concrete
+from optax_ext.two_floats import TwoFloats
 
 Gain = Callable[[Any], jax.Array]
 """Step t, from 1 -> w(t), the weight of the newest value in an average, from 0 to 1."""
@@ -118,12 +119,10 @@ def adamnx_gain(b2: Scalar) -> Gain:
   """
   check_number("b2", b2, "(0, 1)")
   if is_concrete(b2):
-    growth = _two_floats((1 - b2) * math.log(b2))
+    growth = two_floats.split((1 - b2) * math.log(b2))
   else:
-    b2 = jnp.asarray(b2, _time(1).dtype)
-    k = 1 - b2
-    top = jax.lax.reduce_precision(k, exponent_bits=8, mantissa_bits=11)  # its square is exact in float32
-    growth = -top * top, k * _log1p_minus(-k) - (k - top) * (k + top)
+    b2 = _positive(b2)
+    growth = two_floats.multiply(two_floats.add(1, -b2), two_floats.log(b2))
   return lambda t: _growing(growth, t)
 
 
@@ -150,11 +149,7 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
     2020
   """
   check_number("b2", b2, "(0, inf)")
-  if is_concrete(b2):
-    growth = _two_floats(-math.log1p(b2))
-  else:
-    b2 = jnp.asarray(b2, _time(1).dtype)
-    growth = -b2, -_log1p_minus(b2)
+  growth = two_floats.split(-math.log1p(b2)) if is_concrete(b2) else _minus_log1p(_positive(b2))
   return lambda t: _growing(growth, t)
 
 
@@ -235,22 +230,24 @@ def _log(b: Scalar) -> Any:
   return jnp.log(jnp.asarray(b, jnp.result_type(float)))
 
 
-def _growing(growth: tuple[Any, Any], t: Any) -> jax.Array:
-  """w(t) = e^{L(t−1)}·expm1(L)/expm1(L·t), for L < 0 given as the sum of two floats.
+def _positive(b: Any) -> jax.Array:
+  """A traced rate as a float, not less than the smallest whose logarithm is finite."""
+  b = jnp.asarray(b, jnp.result_type(float))
+  return jnp.maximum(b, jnp.finfo(b.dtype).tiny)
 
-  Two, because the error of L is multiplied by t: what the first rounds off would be lost in the exponent.
+
+def _minus_log1p(x: jax.Array) -> TwoFloats:
+  """−ln(1 + x): from the sum as two floats, ln(h + l) = ln h + l/h + …"""
+  one_more = two_floats.add(1, x)
+  log = two_floats.log(one_more.high)
+  return two_floats.add(-log.high, -log.low - one_more.low / one_more.high)
+
+
+def _growing(growth: TwoFloats, t: Any) -> jax.Array:
+  """w(t) = e^{L(t−1)}·expm1(L)/expm1(L·t), for L < 0.
+
+  L is the sum of two floats, because its error is multiplied by t: what one float rounds off would be lost in the
+  exponent. The small part has no exponential of its own, which could overflow where the large part's is 0.
   """
   t, (high, low) = _time(t), growth
-  return jnp.exp(high * (t - 1)) * jnp.exp(low * (t - 1)) * (jnp.expm1(high + low) / jnp.expm1((high + low) * t))
-
-
-def _two_floats(x: float) -> tuple[float, float]:
-  """A number as a float32 and the rest."""
-  return (high := float(np.float32(x))), x - high
-
-
-def _log1p_minus(x: jax.Array) -> jax.Array:
-  """ln(1+x) − x without cancellation, from 2·artanh(s) = 2s + 2s³/3 + 2s⁵/5 + …, s = x/(2+x), where |s| ≤ 1/3."""
-  s = x / (2 + x)
-  tail = sum(s ** (2 * j) / (2 * j + 3) for j in range(8))
-  return jnp.where(jnp.abs(s) < 0.34, 2 * s**3 * tail - x * s, jnp.log1p(x) - x)
+  return jnp.exp(high * (t - 1)) * (1 + low * (t - 1)) * (jnp.expm1(high) / jnp.expm1(high * t))

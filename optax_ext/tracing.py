@@ -20,6 +20,7 @@ import numpy as np
 from optax_ext import layouts
 from optax_ext.integers import INTEGERS
 from optax_ext.layouts import Dim, Factor, Layout, Unreadable
+from optax_ext.primitives import ELEMENTWISE, RANDOM, TRANSPARENT
 from optax_ext.uses import NEVER, Axis, Findings, Node, Use, summarize
 from optax_ext.values import (
   CONSTANT,
@@ -44,6 +45,7 @@ from optax_ext.values import (
   stacked_rows,
   unprobed,
 )
+from optax_ext.versions import Program, called, program_of, scan
 
 
 def read_model(
@@ -59,7 +61,7 @@ def read_model(
   arguments = [Value(pieces=((leaf, layouts.identity(shape)),)) for leaf, shape in enumerate(shapes)]
   arguments = [CONSTANT if _is_key(var) else value for value, var in zip(arguments, closed.jaxpr.invars, strict=False)]
   arguments += [CONSTANT if _is_key(var) else Value(depth=0) for var in closed.jaxpr.invars[len(shapes) :]]
-  reader.read(closed.jaxpr, [reader.constant(const) for const in closed.consts], arguments)
+  reader.read(program_of(closed), arguments)
   last = max((int(np.max(node.depth)) for node in reader.nodes), default=-1)
   return summarize(paths, shapes, reader.uses), last + 1
 
@@ -136,9 +138,10 @@ class Reader:
     self.level = 0  # number of enclosing loops
     self.order = 0
 
-  def read(self, jaxpr: Any, consts: Sequence[Value], args: Sequence[Value]) -> list[Value]:
-    """The descriptions of a jaxpr's results."""
-    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
+  def read(self, program: Program, args: Sequence[Value]) -> list[Value]:
+    """The descriptions of a program's results."""
+    jaxpr, consts = program
+    env = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*map(self.constant, consts), *args], strict=True))
     for eqn in jaxpr.eqns:
       ins = [self.constant(var.val) if isinstance(var, jex.Literal) else env[var] for var in eqn.invars]
       self.order += 1
@@ -164,21 +167,22 @@ class Reader:
     try:
       if name in _HANDLERS:
         return _HANDLERS[name](self, eqn, ins)
-      if name in _RANDOM:
+      if name in RANDOM:
         return [CONSTANT] * len(eqn.outvars)  # noise is no input
-      if name not in _ELEMENTWISE and (body := _body(eqn)) is not None:
-        jaxpr, consts = body
-        return self.read(jaxpr, [self.constant(const) for const in consts], ins)
+      if name not in ELEMENTWISE and (program := called(eqn)) is not None:
+        return self.read(program, ins)
       if not any(value.is_active or value.pieces for value in ins):
         return self.compute(eqn, ins)
       if name in _MOVES:
         return [self.move(ins[0], lambda layout: _MOVES[name](layout, eqn.params, eqn), name.startswith("reduce_"))]
-      if name in _ELEMENTWISE:
+      if name in ELEMENTWISE:
         return self.elementwise(eqn, ins)
     except Unreadable as why:
       self.level = level
       return self.unknown(eqn, ins, str(why))
-    except Exception as error:  # a form of a primitive that other versions of jax bring must not stop a training
+    except Exception as error:
+      if not safety_net:
+        raise
       self.level = level
       return self.unknown(eqn, ins, f"it enters {name} in a form that is not read ({type(error).__name__}: {error})")
     return self.unknown(eqn, ins, f"it enters {name}, which cannot be read")
@@ -253,7 +257,7 @@ class Reader:
       ins = self.with_bias(ins)
     depth = deepest(ins)
     if depth is None:
-      learned = ins[0].learned if len(ins) == 1 and name in _TRANSPARENT else None
+      learned = ins[0].learned if len(ins) == 1 and name in TRANSPARENT else None
       return [Value(pieces=layouts.merge(*(value.pieces for value in ins if value.pieces)), learned=learned)]
     active = [value for value in ins if value.is_active]
     source = latest(active)
@@ -500,6 +504,16 @@ class Reader:
       start += var.aval.shape[dim]
     return results
 
+  def unstack(self, eqn: Any, ins: list[Value]) -> list[Value]:
+    """The rows along an axis, each without the axis; rows of positions are read."""
+    [value], axis = ins, eqn.params["axis"]
+    if value.known is not None:
+      rows = np.moveaxis(value.known, self.level + axis, 0)
+      return [Value(known=row, uniform=row.ndim == self.level) for row in rows]
+
+    row = lambda i: lambda layout: layouts.row(layout, axis, i)
+    return [self.move(value, row(i)) for i in range(len(eqn.outvars))]
+
   def dynamic_slice(self, eqn: Any, ins: list[Value]) -> list[Value]:
     """A part from computed positions on: one layer of many, or a lookup."""
     (value, *starts), sizes = ins, eqn.params["slice_sizes"]
@@ -603,7 +617,7 @@ class Reader:
       taken = np.ones(1, bool) if which.known is None else np.equal(which.known, number)
       if taken.any():
         inside = args if taken.all() else [only_where(value, taken) for value in args]
-        results.append(self.read(branch.jaxpr, [self.constant(const) for const in branch.consts], inside))
+        results.append(self.read(program_of(branch), inside))
     joined = [self.joined(values) for values in zip(*results, strict=True)]
     if not which.is_active:
       return joined
@@ -627,13 +641,13 @@ class Reader:
 
   def scan(self, eqn: Any, ins: list[Value]) -> list[Value]:
     """A loop along the leading axis of its last operands."""
-    p, length = eqn.params, eqn.params["length"]
-    order = np.arange(length)[::-1] if p["reverse"] else np.arange(length)
-    consts, init, rows = _parts(ins, p["num_consts"], p["num_carry"])
+    loop, length = scan(eqn), eqn.params["length"]
+    order = np.arange(length)[::-1] if eqn.params["reverse"] else np.arange(length)
+    consts, init, rows = _parts(ins, loop.consts, loop.carried)
     index = order.reshape((1,) * self.level + (length,))
     self.level += 1
     rows = [self.row(entered(value, self.level), index) for value in rows]
-    carry, outs = self.loop(p["jaxpr"], [entered(v, self.level) for v in consts], init, rows, length)
+    carry, outs = self.loop(loop.body, [entered(v, self.level) for v in consts], init, rows, length)
     stacked = [self.stack_rows(value, np.argsort(order), length) for value in outs]
     return carry + stacked
 
@@ -660,7 +674,7 @@ class Reader:
     return Value(left(value.depth, at), pieces, None, False, source)
 
   def loop(
-    self, body: Any, consts: list[Value], init: list[Value], rows: list[Value], length: int
+    self, body: Program, consts: list[Value], init: list[Value], rows: list[Value], length: int
   ) -> tuple[list[Value], list[Value]]:
     """Reads the body of a loop, whose level is entered already and is left here.
 
@@ -668,10 +682,8 @@ class Reader:
     gets. Then the body itself. Returns what is carried out, from outside, and the rows, still from inside.
     """
     carry, start = [entered(value, self.level) for value in init], list(init)
-    jaxpr = body.jaxpr
-    closed = [self.constant(const) for const in body.consts]
     for _ in range(2 * len(carry) + 2):
-      outs, gains, layered = self.rehearse(jaxpr, closed, consts, carry, rows)
+      outs, gains, layered = self.rehearse(body, consts, carry, rows)
       after = [self.carried(old, new, length) for old, new in zip(carry, outs, strict=False)]
       if all(new is old for old, new in zip(carry, after, strict=True)):
         break
@@ -680,7 +692,7 @@ class Reader:
       carry = [
         value if value.is_active else Value(pieces=as_unreadable(value, "a loop changes its axes")) for value in carry
       ]
-      outs, gains, layered = self.rehearse(jaxpr, closed, consts, carry, rows)
+      outs, gains, layered = self.rehearse(body, consts, carry, rows)
     for old, new in zip(start, carry, strict=True):
       if new.is_active and old.pieces:  # a learned first state
         self.note("elementwise", entered(old, self.level), -1)
@@ -694,7 +706,7 @@ class Reader:
     for i, depth in zip(moving, depths, strict=True):
       carry[i] = Value(0 if depth is None else depth)
     before, self.uses = self.uses, []
-    outs = self.read(jaxpr, closed, [*consts, *carry, *rows])
+    outs = self.read(body, [*consts, *carry, *rows])
     self.level -= 1
     self.uses = before + [use.leave_loop(length) for use in self.uses]
     result = [carried_out(value, self.level) for value in outs[: len(carry)]]
@@ -704,9 +716,7 @@ class Reader:
       ]
     return result, outs[len(carry) :]
 
-  def rehearse(
-    self, jaxpr: Any, closed: list[Value], consts: list[Value], carry: list[Value], rows: list[Value]
-  ) -> Any:
+  def rehearse(self, body: Program, consts: list[Value], carry: list[Value], rows: list[Value]) -> Any:
     """Reads a body without noting its uses.
 
     Depths get one more axis, with an entry for each carried value alone and a last one for all others, so that a
@@ -731,7 +741,7 @@ class Reader:
       depth = probe.copy()
       depth[..., column] = 0
       inner[1][i] = Value(depth)
-    outs = self.read(jaxpr, closed, inner[0] + inner[1] + inner[2])
+    outs = self.read(body, inner[0] + inner[1] + inner[2])
     self.level -= 1
     # one level further in, the loop's own axis is the last but one, and the probe's the last
     layered = any(
@@ -773,21 +783,17 @@ class Reader:
     self.level += 1
     if length is None:  # what the loop counts is unknown too
       init = [Value(pieces=v.pieces) if not v.is_active else v for v in init]
-    carry, _ = self.loop(p["body_jaxpr"], [entered(v, self.level) for v in consts], init, [], length or 1)
+    carry, _ = self.loop(program_of(p["body_jaxpr"]), [entered(v, self.level) for v in consts], init, [], length or 1)
     return carry
 
   def trip_count(self, p: Any, tests: list[Value], consts: list[Value], init: list[Value]) -> int | None:
     """How often the body of a `while` runs, if that depends on a counter alone."""
     self.level += 1
     carry = [entered(value, self.level) for value in init]
-    body, test = p["body_jaxpr"], p["cond_jaxpr"]
-    outs, _, _ = self.rehearse(
-      body.jaxpr, [self.constant(c) for c in body.consts], [entered(v, self.level) for v in consts], carry, []
-    )
+    body, test = program_of(p["body_jaxpr"]), program_of(p["cond_jaxpr"])
+    outs, _, _ = self.rehearse(body, [entered(v, self.level) for v in consts], carry, [])
     carry = [self.carried(old, new, _MANY) for old, new in zip(carry, outs, strict=True)]
-    [holds] = self.read(
-      test.jaxpr, [self.constant(c) for c in test.consts], [*(entered(v, self.level) for v in tests), *carry]
-    )
+    [holds] = self.read(test, [*(entered(v, self.level) for v in tests), *carry])
     self.level -= 1
     if holds.known is None or holds.known.size != _MANY or holds.known.all():
       return None
@@ -801,7 +807,7 @@ def _keeps_bias(name: str, ins: Sequence[Value]) -> bool:
   """
   if name in ("mul", "div", "sub"):
     return sum(value.is_active for value in ins) == 1 and all(value.uniform or value.is_active for value in ins)
-  return name in _TRANSPARENT
+  return name in TRANSPARENT
 
 
 def _product_of_params(
@@ -855,25 +861,6 @@ def _parts(values: list[Value], consts: int, carry: int) -> tuple[list[Value], l
   return values[:consts], values[consts : consts + carry], values[consts + carry :]
 
 
-def _body(eqn: Any) -> tuple[Any, Sequence[Any]] | None:
-  """A program among an equation's parameters that takes and returns what the equation does, and its constants."""
-  for param in eqn.params.values():
-    jaxpr, consts = (param.jaxpr, param.consts) if isinstance(param, jex.ClosedJaxpr) else (param, ())
-    if not isinstance(jaxpr, jex.Jaxpr) or len(jaxpr.constvars) != len(consts):
-      continue
-    if _types(jaxpr.invars) == _types(eqn.invars) and _types(jaxpr.outvars) == _types(eqn.outvars):
-      return jaxpr, consts
-  return None
-
-
-def _types(variables: Sequence[Any]) -> list[Any]:
-  """Shapes and dtypes; a reference to memory equals nothing."""
-  return [
-    object() if "Ref" in type(v.aval).__name__ else (getattr(v.aval, "shape", None), getattr(v.aval, "dtype", None))
-    for v in variables
-  ]
-
-
 def _slice(layout: Layout, p: Any, eqn: Any) -> Layout | None:
   return layouts.slice_(layout, p["start_indices"], eqn.outvars[0].aval.shape, p["strides"] or [1] * len(layout.dims))
 
@@ -890,6 +877,7 @@ def _reshape(layout: Layout, p: Any, eqn: Any) -> Layout:
   )
 
 
+safety_net = True  # a form of a primitive that other versions of jax bring must not stop a training; in tests it must
 _MANY = 4096  # numbers that are read, and iterations that a counter is followed for
 
 _MOVES: Mapping[str, Callable[[Layout, Any, Any], Layout | None]] = {
@@ -905,30 +893,6 @@ _MOVES: Mapping[str, Callable[[Layout, Any, Any], Layout | None]] = {
     for kind in ("sum", "max", "min", "prod", "and", "or", "xor")
 }  # fmt: skip
 
-_TRANSPARENT = set(
-  """
-    add add_any neg convert_element_type copy copy_p reduce_precision sharding_constraint optimization_barrier
-    layout_constraint reshard mesh_cast pvary pcast stop_gradient name device_put real
-    """.split()  # noqa: SIM905 (it reads better)
-)
-_ELEMENTWISE = _TRANSPARENT | set(
-  """
-    mul div sub rem pow max min square sqrt rsqrt cbrt exp exp2 expm1 log log1p tanh tan sin cos sinh cosh asin acos
-    atan atan2 asinh acosh atanh logistic erf erfc erf_inv lgamma digamma igamma igammac polygamma zeta bessel_i0e
-    bessel_i1e regularized_incomplete_beta random_gamma_grad integer_pow abs sign floor ceil round is_finite
-    nextafter clamp select_n eq ne lt le gt ge eq_to le_to lt_to and or not xor shift_left shift_right_arithmetic
-    shift_right_logical population_count clz conj imag complex bitcast_convert_type cumsum cumprod cummax cummin
-    cumlogsumexp psum pmax pmin psum_invariant
-    """.split()  # noqa: SIM905 (it reads better)
-)
-_RANDOM = set(
-  """
-    random_seed random_wrap random_unwrap random_bits random_split random_fold_in random_clone random_gamma
-    rng_bit_generator rng_uniform threefry2x32
-    """.split()  # noqa: SIM905 (it reads better)
-)
-
-
 _HANDLERS: Mapping[str, Callable[[Reader, Any, list[Value]], Sequence[Value]]] = {
   "dot_general": Reader.dot_general,
   "ragged_dot_general": Reader.ragged_dot_general,
@@ -936,6 +900,7 @@ _HANDLERS: Mapping[str, Callable[[Reader, Any, list[Value]], Sequence[Value]]] =
   "concatenate": Reader.concatenate,
   "stack": Reader.concatenate,
   "split": Reader.split,
+  "unstack": Reader.unstack,
   "dynamic_slice": Reader.dynamic_slice,
   "dynamic_update_slice": Reader.dynamic_update_slice,
   "gather": Reader.gather,

@@ -13,12 +13,19 @@ else:  # jax < 0.8
   from jax.experimental import enable_x64  # noqa: F401
 
 
+def known(option, value):
+  """Whether the installed XLA has a compiler option."""
+  try:
+    jax.jit(lambda: 0, compiler_options={option: value}).lower().compile()
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
 # Compiled with little optimization and by XLA's older emitters, as either takes longer than a few steps on small arrays
-QUICK = {
-  "xla_backend_optimization_level": 0,
-  "xla_llvm_disable_expensive_passes": True,
-  "xla_cpu_use_fusion_emitters": False,
-}
+QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+if known("xla_cpu_use_fusion_emitters", False):  # until jax 0.11
+  QUICK["xla_cpu_use_fusion_emitters"] = False
 jitted = functools.partial(jax.jit, compiler_options=QUICK)
 
 

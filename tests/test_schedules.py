@@ -8,9 +8,11 @@ import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.test_util import check_grads
 from support import enable_x64
 
 import optax_ext
+from optax_ext import two_floats
 
 T = np.unique(np.round(np.logspace(0, 7, 2000)).astype(np.int64))
 
@@ -43,8 +45,8 @@ def exact_adafactor(power, t):
 GAINS = {
   "constant": (optax_ext.constant_gain, exact_constant, [0.0, 0.5, 0.9, 0.999]),
   "adam": (optax_ext.adam_gain, exact_adam, [0.0, 0.1, 0.9, 0.99, 0.999, 0.9999]),
-  "adamnx": (optax_ext.adamnx_gain, exact_adamnx, [0.3, 0.55, 0.7, 0.9, 0.945, 0.975, 0.99, 0.999, 0.9999]),
-  "adax": (optax_ext.adax_gain, exact_adax, [1e-6, 1e-5, 1e-4, 1.005e-4, 1e-3, 1e-2, 0.3]),
+  "adamnx": (optax_ext.adamnx_gain, exact_adamnx, [1e-30, 1e-6, 0.05, 0.3, 0.5, 0.7, 0.9, 0.945, 0.99, 0.999, 0.9999]),
+  "adax": (optax_ext.adax_gain, exact_adax, [1e-7, 1e-5, 1e-4, 1.005e-4, 1e-2, 0.3, 0.5, 2.0, 1e3, 7.5e5]),
   "adafactor": (optax_ext.adafactor_gain, exact_adafactor, [0.0, 0.5, 0.8, 1.0]),
 }
 
@@ -57,21 +59,41 @@ def worst(got, exact):
   return float((np.abs(got[seen] - exact[seen]) / exact[seen] / bound).max())
 
 
+@pytest.mark.parametrize("compiled", [jax.jit, lambda f: f], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", GAINS)
-def test_gain_accuracy(name):
+def test_gain_accuracy(name, compiled):
   make, exact, values = GAINS[name]
   for value in values:
-    assert worst(jax.jit(make(value))(jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 1
+    assert worst(compiled(make(value))(jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 1, value
 
 
+@pytest.mark.parametrize("compiled", [jax.jit, lambda f: f], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", GAINS)
-def test_gain_accuracy_of_traced_values(name):
+def test_gain_accuracy_of_traced_values(name, compiled):
   """The bound holds against exact arithmetic on the float32 that was received."""
   make, exact, values = GAINS[name]
-  gain = jax.jit(lambda value, t: make(value)(t))
-  values = [*values, *np.random.default_rng(0).uniform(0.5, 0.9999, 30)] if name == "adamnx" else values
-  for value in np.asarray(values, np.float32):
-    assert worst(gain(value, jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 1, value
+  gain = compiled(lambda value, t: make(value)(t))
+  drawn = np.random.default_rng(0).uniform(size=60)
+  values = [*values, *{"adamnx": 0.5 + drawn / 2, "adax": 10 ** (8 * drawn - 7)}.get(name, ())]
+  for value in jnp.asarray(values, jnp.float32):
+    assert worst(gain(value, jnp.asarray(T, jnp.int32)), exact(np.float32(value), Long(1) * T)) <= 1, value
+
+
+@pytest.mark.parametrize("gain", [optax_ext.adamnx_gain, optax_ext.adax_gain])
+@pytest.mark.parametrize("value", [1e-3, 0.3, 0.9, 0.99])
+def test_gains_are_differentiable_in_the_rate(gain, value):
+  with enable_x64(True):
+    check_grads(lambda b: gain(b)(7), (value,), order=1)
+
+
+@pytest.mark.parametrize("x", [1e-37, 3e-3, 0.7071, 0.99999994, 1.0, 1.0000001, 1.4143, 3e38])
+def test_logarithm_as_two_floats(x):
+  """To 2⁻⁴⁰ of its size, where one float has 2⁻²⁴."""
+  x = np.float32(x)
+  want = np.log(Long(x))
+  for log in (two_floats.log, jax.jit(two_floats.log)):
+    high, low = (np.float64(part) for part in log(x))
+    assert abs(high + low - want) <= 2.0**-40 * abs(want)
 
 
 @pytest.mark.parametrize("name", GAINS)

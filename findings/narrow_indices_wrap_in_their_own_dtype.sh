@@ -6,9 +6,9 @@
 #   negative and is clipped: every negative int4 code reads row 0, and .at[codes].add adds to row 0, with jit and without, without a word.
 #   An int8 scalar reads row 0 too, where an int8 array raises OverflowError, already for 128 rows and also if no code is negative.
 #   uint4 and uint8 are right.
-# Since: seen with jax 0.10.2, 0.12.0.1 alike.
-# Where from: _normalize_index in jax/_src/numpy/indexing.py, which makes the number of rows a constant of the index's dtype. The like was
-#   mended for uint8 (jax-ml/jax issues 10142 and 16836).
+# Since: seen with jax 0.10.2 and 0.12.0.1, the same numbers.
+# Where from: _normalize_index in jax/_src/numpy/indexing.py, which makes the number of rows a constant of the index's dtype. Unsigned indices
+#   are left alone there since jax-ml/jax pull request 10150.
 # Date seen: 2026-11-28.
 #
 # Output seen:

@@ -2,9 +2,10 @@
 # orbax-checkpoint names arrays by their keys joined with dots: {"a.b": x, "a": {"b": y}} comes back with one of the two arrays twice.
 #
 # Expected: what is restored is what was saved, or an error at saving. Keys with "/" are kept apart.
-# What happens: both leaves are called "a.b" on disk and one overwrites the other, which one differs from run to run. Nothing is said when saving or restoring, with a target or
-#   without. A list's places count as keys: {"a": [x], "a.0": y} collides too. With different shapes or dtypes saving fails with an
-#   error of the storage that does not name the cause. The same in the old and the new interface, with OCDBT or zarr3.
+# What happens: both leaves are called "a.b" on disk and one overwrites the other; which one differs from run to run. Nothing is said when
+#   saving or restoring, with a target or without. A list's places count as keys: {"a": [x], "a.0": y} collides too. With different
+#   shapes or dtypes saving fails, with an error of the storage that does not name the cause. The same in the old and the new
+#   interface, with OCDBT, without it and with zarr3.
 # Since: seen with orbax-checkpoint 0.12.8 (jax 0.12.0.1).
 # Where from: '.'.join(str_keypath(keypath)) in orbax/checkpoint/_src/tree/utils.py.
 # Date seen: 2026-11-28.

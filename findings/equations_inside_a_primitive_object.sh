@@ -5,11 +5,10 @@
 #   (jax.extend.core.jaxprs_in_params), as counters of operations, readers of structure and interpreters do.
 # What happens: jnp.nonzero, jnp.searchsorted (so jnp.interp and jnp.digitize), jnp.frexp, jnp.ldexp and lax.custom_root are each one equation
 #   "call_hi_primitive" with one parameter, _prim, that is no jaxpr. The printed jaxpr shows another name ("Nonzero"), and for custom_root
-#   even its program. A walker sees no loop, no cumulative sum, and no product of a solver, and says nothing; the compiled program
-#   has them. Tracing the object's method expand gives the program
-#   of nonzero and searchsorted.
-# Since: jax 0.11.2 for custom_root, 0.12.0 for nonzero and searchsorted (0.10.2 to 0.11.1 show a custom_jvp_call with a jaxpr in its parameters,
-#   and plain equations). Not in the change log up to 0.11.0.
+#   even its program. A walker sees no loop and no cumulative sum, and says nothing; the compiled program has them. Tracing the object's
+#   method expand gives the program of nonzero and searchsorted.
+# Since: jax 0.11.2 for custom_root and 0.12.0 for nonzero and searchsorted; before, they show a custom_jvp_call with a jaxpr in its
+#   parameters, and plain equations. Not in the change log up to 0.11.0.
 # Where from: the classes on HiPrim in jax/_src/numpy/hijax.py, jax/_src/numpy/ufuncs.py and jax/_src/lax/control_flow/solves.py.
 # Date seen: 2026-11-28.
 #

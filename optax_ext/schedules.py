@@ -118,12 +118,14 @@ def adamnx_gain(b2: Scalar) -> Gain:
     Zhu et al., `AdamNX <https://arxiv.org/abs/2511.13465>`_, 2025, Equation 11
   """
   check_number("b2", b2, "(0, 1)")
-  if is_concrete(b2):
-    growth = two_floats.split((1 - b2) * math.log(b2))
-  else:
-    b2 = _positive(b2)
-    growth = two_floats.multiply(two_floats.add(1, -b2), two_floats.log(b2))
-  return lambda t: _growing(growth, t)
+
+  def growth() -> TwoFloats:
+    if is_concrete(b2):
+      return two_floats.split((1 - b2) * math.log(b2))
+    traced = _positive(b2)
+    return two_floats.multiply(two_floats.add(1, -traced), two_floats.log(traced))
+
+  return lambda t: _growing(growth(), t)
 
 
 def adax_gain(b2: Scalar = 1e-4) -> Gain:
@@ -149,8 +151,11 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
     2020
   """
   check_number("b2", b2, "(0, inf)")
-  growth = two_floats.split(-math.log1p(b2)) if is_concrete(b2) else _minus_log1p(_positive(b2))
-  return lambda t: _growing(growth, t)
+
+  def growth() -> TwoFloats:
+    return two_floats.split(-math.log1p(b2)) if is_concrete(b2) else _minus_log1p(_positive(b2))
+
+  return lambda t: _growing(growth(), t)
 
 
 def adafactor_gain(power: Scalar = 0.8) -> Gain:

@@ -908,5 +908,6 @@ _HANDLERS: Mapping[str, Callable[[Reader, Any, list[Value]], Sequence[Value]]] =
   "scan": Reader.scan,
   "while": Reader.while_,
 } | dict.fromkeys(
-  ["scatter", "scatter-add", "scatter_add", "scatter-mul", "scatter-max", "scatter-min"], Reader.scatter
+  ["scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-max", "scatter-min"], Reader.scatter
 )
+RULES = _MOVES.keys() | _HANDLERS.keys()  # names of primitives that are read one by one

@@ -10,6 +10,8 @@ import hypothesis
 import jax
 import pytest
 
+from optax_ext import tracing
+
 jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
@@ -23,3 +25,9 @@ os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that t
 @pytest.fixture(autouse=True, scope="module")
 def _optimization(request):
   jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in FULLY_OPTIMIZED)
+
+
+@pytest.fixture(autouse=True)
+def _faults_of_the_reader_are_errors(monkeypatch):
+  """Users get a note where the reader of networks meets a form that it does not know; tests get the error."""
+  monkeypatch.setattr(tracing, "safety_net", False)

@@ -7,7 +7,9 @@ import pytest
 from jax import lax
 from plain_models import PLAIN, check, leaves_by_path, mlp_dict, rand, shared, tree
 
-from optax_ext import ByDepth, structure_from_model
+from optax_ext import ByDepth, structure_from_model, tracing
+from optax_ext.tracing import Reader
+from optax_ext.versions import UnknownFormError, scan
 
 X = rand((2, 4))
 
@@ -134,6 +136,83 @@ def test_a_stack_in_another_order(order):
     facts = read(lambda p, x, pick=pick: scanned(pick(p["w"]), x), {"w": rand((4, 4, 4))}, X)["w"]
     assert list(facts.depth) == np.argsort(order).tolist()
     assert (facts.contracting_axes, facts.connections) == ((1,), 16)
+
+
+def test_rows_of_an_array_one_by_one():
+  """`for row in array` gives the layers of a stack; so do numbers from a row of positions, in any order."""
+  params = tree(w=(3, 4, 4), side=(4, 2, 4))
+
+  def rows(p, x):
+    for w in p["w"]:
+      x = jnp.tanh(x @ w)
+    first, second = jnp.unstack(p["side"], axis=1)
+    return x @ first @ second
+
+  def positions(p, x):
+    for i in jnp.arange(3):
+      x = jnp.tanh(x @ p["w"][i])
+    for i in jnp.array([0, 1]):
+      x = x @ p["side"][:, i]
+    return x
+
+  for apply in (rows, positions):
+    found = read(apply, params, X)
+    assert brief(found["w"]) == ("w", 16, (1,), (0,), [0, 1, 2])
+    assert brief(found["side"]) == ("side", 16, (0,), (1,), [3, 4])
+
+
+def test_rows_of_what_a_layer_gives():
+  """A bias added to one row of a layer's outputs belongs to the layer."""
+
+  def apply(p, x):
+    first, _ = jnp.unstack(x @ p["w"], axis=0)
+    return first + p["b"]
+
+  found = read(apply, tree(w=(4, 3), b=(3,)), X)
+  assert found["b"].layer == "w"
+
+
+def test_what_a_loop_does_with_constants_of_its_body():
+  """A table of positions that the body closes over picks weights, in each iteration the same."""
+  table = jnp.array([1, 0])
+
+  def apply(p, x):
+    body = lambda x, w: (jnp.tanh(x @ w) @ p["side"][table[0]] @ p["side"][table[1]], None)
+    return lax.scan(body, x, p["w"])[0]
+
+  found = read(apply, tree(w=(2, 4, 4), side=(2, 4, 4)), X)
+  assert list(found["w"].depth) == [0, 3]
+  assert list(found["side"].depth) == [2, 1]
+
+
+@pytest.mark.parametrize(
+  "between",
+  [
+    lambda h: jnp.log2(1 + h * h),
+    lambda h: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h),
+    lambda h: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h) + jnp.empty_like(h),
+    lambda h: h * jax.grad(lambda h: jnp.tanh(h).sum())(h),  # 1 − tanh²
+    lambda h: h[:, jnp.nonzero(h[0], size=4)[0]],
+    lambda h: h * jnp.searchsorted(jnp.arange(4.0), h),
+    lambda h: lax.custom_root(lambda y: y - h, h, lambda f, y: y - f(y), lambda g, y: y / g(jnp.ones_like(y))),
+  ],
+  ids=["log2", "polynomial", "empty", "derivative of tanh", "nonzero", "searchsorted", "custom_root"],
+)
+def test_operations_between_layers(between):
+  found = read(lambda p, x: between(x @ p["a"] + p["b"]) @ p["c"], tree(a=(4, 4), b=(4,), c=(4, 2)), X)
+  assert [(found[name].layer, found[name].depth) for name in "abc"] == [("a", 0), ("a", 0), ("c", 1)]
+
+
+def test_parameters_inside_a_primitive_that_a_class_defines():
+  """Since jax 0.11 `custom_root` is one equation that hides its program: the weights inside are read."""
+
+  def apply(p, x):
+    solve = lambda f, y: f(y) + y
+    y = lax.custom_root(lambda y: x @ p["a"] - y, x, solve, lambda g, y: -y)
+    return y @ p["c"]
+
+  found = read(apply, tree(a=(4, 4), c=(4, 2)), X)
+  assert [(found[name].layer, found[name].depth) for name in "ac"] == [("a", 0), ("c", 1)]
 
 
 def test_the_order_of_rows_that_are_summed_does_not_matter():
@@ -422,12 +501,26 @@ def test_what_is_guessed_is_no_deeper_than_the_network():
 
 
 def test_a_primitive_of_another_version_stops_nothing(monkeypatch):
-  from optax_ext import tracing
-
+  monkeypatch.setattr(tracing, "safety_net", True)
   monkeypatch.setitem(tracing._HANDLERS, "dot_general", lambda *_: 1 / 0)
   message, structure = said(lambda p, x: x @ p["w"], {"w": rand((4, 3))}, X)
   assert "dot_general" in message
   assert structure.facts["w"].contracting_axes == (0,)
+
+
+def test_a_loop_in_an_unknown_form(monkeypatch):
+  """An error in tests; a note, and no wrong facts, for users."""
+  eqn = jax.make_jaxpr(lambda x: lax.scan(lambda c, _: (c, None), x, length=2)[0])(X).eqns[0]
+  monkeypatch.setattr(tracing, "scan", lambda _: scan(eqn.replace(params={"length": 2, "parts": ()})))
+  model = lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0] @ p["out"]
+  params = tree(w=(3, 4, 4), out=(4, 2))
+  with pytest.raises(UnknownFormError, match="length, parts"):
+    structure_from_model(model, params, X)
+  monkeypatch.setattr(tracing, "safety_net", True)
+  message, structure = said(model, params, X)
+  assert "UnknownFormError: a scan with the parameters length, parts" in message
+  assert "'out'" not in message
+  assert structure.facts["out"].contracting_axes == (0,)
 
 
 def test_facts_compare_and_hash():
@@ -443,8 +536,6 @@ def test_facts_compare_and_hash():
 
 def test_time_is_linear(monkeypatch):
   """Work, not seconds: a model of twice the layers takes twice the equations and uses, and no more."""
-  from optax_ext.tracing import Reader
-
   counts, equation = [], Reader.equation
   for layers in (10, 20):
     params = {f"w{i}": rand((4, 4)) for i in range(layers)}

@@ -26,14 +26,9 @@ Total = Callable[[jax.Array], jax.Array]
 LANES, SUBLANES = 128, 16  # a tile of memory; 16 rows for bfloat16, 8 would do for float32
 COPIES = 12  # float32 blocks on chip: five arrays, twice each (one computed, one in transit), and intermediate results
 
-_BEFORE_JAX_0_7 = not hasattr(pltpu, "CompilerParams")
-CompilerParams = getattr(pltpu, "TPUCompilerParams" if _BEFORE_JAX_0_7 else "CompilerParams")
-
 
 def for_tpu(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
   """Calls the kernel in a program for TPUs, wherever it is compiled, and the other function in all other programs."""
-  if _BEFORE_JAX_0_7 and jax.default_backend() != "tpu":  # which lowers both sides, and has no kernels elsewhere
-    return otherwise(*args)
   return jax.lax.platform_dependent(*args, tpu=kernel, default=otherwise)
 
 
@@ -92,7 +87,7 @@ def thickness(sizes: Sequence[int], vectors: int, elements: int, copies: int) ->
 
 def compiler_params() -> Any:
   """Blocks in any order, and as much of the chip's memory as they may take."""
-  return CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6)
+  return pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6)
 
 
 def step_in_order(

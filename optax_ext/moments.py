@@ -173,7 +173,7 @@ def scale_by_moments(
   def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:
     del params
     t = optax.safe_increment(state.count)
-    w1, w2, debiased = mean_gain(t), square_gain(t), debias(t)
+    w1, w2, debiased = mean_gain(t), weight_of_square(square_gain, t), debias(t)
     storing = rounding.at(t) if rounding else to_nearest
 
     def moved(g: jax.Array, mu: jax.Array, nu: jax.Array, squared: jax.Array) -> Step:
@@ -181,8 +181,8 @@ def scale_by_moments(
       m = moving_average(mu.astype(dtype), g, jnp.asarray(w1, real))
       v = moving_average(nu.astype(real), squared, jnp.asarray(w2, real))
       update = ratio(debiased(Moments(g, m, v))).astype(dtype)
-      # A square that overflowed allows no step. The correction of a finite mean may overflow too, and ∞/∞ would be NaN.
-      overflowed = (v == jnp.inf) & _is_finite(m)
+      # A square of finite gradients that overflowed allows no step. The mean may have overflowed too: ∞/∞ would be NaN.
+      overflowed = (v == jnp.inf) & _is_finite(g)
       return Step(jax.lax.select(overflowed, jnp.zeros_like(update), update), m, v)
 
     moved = once_per_shape(moved, t)
@@ -217,6 +217,12 @@ def field(steps: Any, i: int, old: Any) -> Any:
 def moving_average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:
   """The average a + w·(x − a), accurate as w → 0; an overflow stays infinite, where ∞ − ∞ would be NaN."""
   return jax.lax.select(_is_finite(average), average + weight * (value - average), average)
+
+
+def weight_of_square(gain: Gain, t: Any) -> jax.Array:
+  """A gain, and the smallest number where the gain has underflowed: of a square that overflowed, 0·∞ would be NaN."""
+  weight = jnp.asarray(gain(t))
+  return jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)
 
 
 def _is_finite(x: jax.Array) -> jax.Array:

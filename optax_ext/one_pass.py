@@ -22,7 +22,7 @@ from optax_ext.debias import Debias, Moments
 from optax_ext.fused import Applied
 from optax_ext.kernels import Block, Multiplier, block_of, for_tpu, kernel_step, step_in_order
 from optax_ext.meshes import AxisName, explicit_sharding, resolve_names, split_axes
-from optax_ext.moments import Ratio, Step, moving_average
+from optax_ext.moments import Ratio, Step, moving_average, weight_of_square
 from optax_ext.once import once_per_shape
 from optax_ext.paths import map_with_paths
 from optax_ext.rounding import Stochastic
@@ -141,7 +141,7 @@ def in_one_pass(
       ratios = ratio(debiased(Moments(jnp.zeros_like(v), jnp.ones_like(v), v)))
       return jnp.where(jnp.isinf(v), 0, jnp.asarray(rate, v.dtype) * ratios)
 
-    gains = mean_gain(t), square_gain(t)
+    gains = mean_gain(t), weight_of_square(square_gain, t)
 
     def moved(along: tuple[int, ...], names: tuple[str, ...], *leaf: Any) -> tuple[jax.Array, jax.Array, jax.Array]:
       dtype = arithmetic_dtype(leaf[0])

@@ -87,7 +87,7 @@ def adam_gain(b: Scalar) -> Gain:
     Zhu et al., `AdamNX <https://arxiv.org/abs/2511.13465>`_, 2025, Algorithm 1 (as β₁,ₜ)
   """
   check_number("b", b, "[0, 1)")
-  return lambda t: (1 - b) / one_minus_decay_power(b, t)
+  return lambda t: jnp.minimum((1 - b) / one_minus_decay_power(b, t), 1)  # a weight above 1 by rounding may overflow
 
 
 def adamnx_gain(b2: Scalar) -> Gain:

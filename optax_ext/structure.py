@@ -571,9 +571,10 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   """A mask for weight decay that shows weights and embeddings, and hides norms, biases and other small leaves.
 
   A count of axes cannot tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel three.
-  With a traced structure the leaf's use decides: it is shown if it enters a product or is looked up. Otherwise its name
-  does, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is not
-  called bias, scale or the like.
+  With a traced structure the leaf's use decides: it is shown if it is looked up, or if a product contracts its axes.
+  The scales of a weight normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name
+  decides, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is
+  not called bias, scale or the like.
 
   Args:
     structure: The facts; by default those of `structure_from_params`.
@@ -594,7 +595,10 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   check_structure(structure)
 
   def decays(facts: LeafFacts) -> bool:
-    if facts.layer == facts.path or any(use.startswith(("product", "lookup")) for use in facts.uses):
+    entered = {use.partition("@")[0] for use in facts.uses}
+    if (
+      facts.layer == facts.path or "lookup" in entered or ("product" in entered and facts.contracting_axes is not None)
+    ):
       return True
     return not facts.uses and len(facts.shape) > 1 and _name(facts.path).startswith("embedding")
 

@@ -36,9 +36,7 @@ def compiled(tx):
 
 
 def bytes_per_parameter(tx):
-  costs = compiled(tx).cost_analysis()
-  costs = costs[0] if isinstance(costs, list) else costs  # a list before jax 0.7
-  return costs["bytes accessed"] / SIZE
+  return compiled(tx).cost_analysis()["bytes accessed"] / SIZE
 
 
 @pytest.mark.parametrize("tx", ELEMENTWISE.values(), ids=ELEMENTWISE)

@@ -490,3 +490,32 @@ def test_decay_mask_where_a_gradient_is_missing():
       np.testing.assert_allclose(updates["w"], without["w"] - 0.5)
     else:
       np.testing.assert_array_equal(updates["bias"], without["bias"])
+
+
+class NormedNet(nnx.Module):
+  def __init__(self, rngs):
+    self.normed = nnx.WeightNorm(nnx.Linear(4, 5, rngs=rngs), rngs=rngs)
+    self.out = nnx.Linear(5, 2, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(nnx.relu(self.normed(x)))
+
+
+def test_weight_normalisation_in_nnx():
+  """Its scales are parameters since Flax 0.12.9: they have their weight's layer, do not decay, and are no vectors."""
+  model, x = NormedNet(nnx.Rngs(0)), jnp.ones((3, 4))
+  graph, params, rest = nnx.split(model, nnx.Param, ...)
+  structure = optax_ext.structure_from_model(lambda p, x: nnx.merge(graph, p, rest)(x), params, x)
+  facts = {one.path: one for one in structure.leaves()}
+  kernel = "normed/layer_instance/kernel"
+  assert (facts[kernel].layer, facts[kernel].contracting_axes, facts[kernel].depth) == (kernel, (0,), 0)
+  scales = [path for path in facts if "scales" in path]
+  assert len(scales) == (tuple(map(int, flax.__version__.split(".")[:3])) >= (0, 12, 9))
+  for path in scales:
+    assert (facts[path].layer, facts[path].contracting_axes, facts[path].depth) == (kernel, None, 0)
+  for mask in (decay_mask(structure), decay_mask()):
+    assert {path for path, shown in by_path(mask(params)).items() if shown} == {kernel, "out/kernel"}
+  optimizer = nnx.Optimizer(model, optax_ext.nd_adam(1e-3, structure=structure), wrt=nnx.Param)
+  optimizer.update(model, nnx.grad(lambda model: jnp.sum(model(x) ** 2))(model))
+  np.testing.assert_allclose(jnp.linalg.norm(model.normed.layer_instance.kernel[...], axis=0), 1, rtol=1e-6)
+  assert not scales or np.ptp(jax.tree.leaves(model.normed.scales)[0]) < 3e-3  # a step of Adam each, no unit vector

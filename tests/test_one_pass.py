@@ -105,25 +105,29 @@ def test_both_forms_agree_over_1000_steps(dtype, tolerance):
 def test_both_forms_take_the_same_step_from_each_of_1000_states(dtype, kwargs):
   """Stored in a narrow dtype, what differs by float32's rounding may be rounded to neighbours, and rarely is.
 
-  Two trajectories would keep such differences, and part by a distance that depends on the processor. Two neighbours lie
-  a unit in the last place apart. For a number among the largest of its leaf some units of float32 in one of bfloat16,
+  Two trajectories would keep such differences, and part by a distance that depends on the processor. Neighbours lie a
+  unit in the last place apart. For a number among the largest of its leaf some units of float32 in one of bfloat16,
   16 · 2⁻²³ / 2⁻⁸, make it a matter of one in two thousand; small numbers have smaller units: of all, one in a hundred.
   """
   start, grads = optax_ext.normalize_vectors(draw(0, dtype), AXES), gradients(dtype)
   tx, definition = optax_ext.nd_adam(1e-3, axes=AXES, **kwargs), chain(**kwargs)
 
-  def apart(a, b):
-    """The largest distance in units that are allowed, and the share of numbers that are not the same."""
+  def apart(old, a, b):
+    """The largest distance in units that are allowed, and the share of numbers that are not the same.
+
+    An update is rounded, and then its sum with the old number: two neighbours.
+    """
     difference, size = jnp.abs(a.astype(float) - b.astype(float)), jnp.abs(b.astype(float))
     rounding = 16 * EPS * jnp.max(size)
     info = jnp.finfo(b.dtype)
-    neighbour = info.eps * jnp.maximum(size, info.smallest_normal) if info.bits == 16 else 0
-    return jnp.max(difference / (neighbour + rounding)), jnp.mean(difference > rounding)
+    unit = lambda size: info.eps * jnp.maximum(size, info.smallest_normal) if info.bits == 16 else 0
+    neighbours = unit(size) + unit(size + jnp.abs(old.astype(float)))
+    return jnp.max(difference / (neighbours + rounding)), jnp.mean(difference > rounding)
 
   def step(carry, t):
     ours, theirs = stepped(tx, *carry, grads(t)), stepped(definition, *carry, grads(t))
     floats = lambda tree: [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    each = [jnp.stack(apart(a, b)) for a, b in zip(floats(ours), floats(theirs), strict=True)]
+    each = [jnp.stack(apart(*leaves)) for leaves in zip(*map(floats, (carry, ours, theirs)), strict=True)]
     return ours, (jnp.stack(each), error_of_length(ours[0]))
 
   _, (each, errors) = jax.jit(lambda: jax.lax.scan(step, (start, tx.init(start)), jnp.arange(1000)))()

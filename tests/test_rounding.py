@@ -19,11 +19,6 @@ LARGEST = float(jnp.finfo(BF16).max)
 EVERY_WORD = jnp.arange(2**16, dtype=jnp.uint32)  # all random numbers that an element can draw
 BOTH = {"mu_dtype": BF16, "nu_dtype": BF16}
 
-if hasattr(jax, "shard_map"):
-  shard_map = jax.shard_map
-else:  # jax < 0.7
-  from jax.experimental.shard_map import shard_map
-
 
 def adam(rounding, b2=0.999, **dtypes):
   return optax_ext.scale_by_moments(
@@ -208,7 +203,7 @@ def test_inside_shard_map():
 
   def rounded(rounding, spec):
     f = lambda x: rounding.at(jnp.int32(1))("w", x, x, BF16, BF16)[0]
-    return np.asarray(jax.jit(shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec))(x)).astype(np.float32) > 1.001
+    return np.asarray(jax.jit(jax.shard_map(f, mesh=mesh, in_specs=spec, out_specs=spec))(x)).astype(np.float32) > 1.001
 
   with pytest.raises(ValueError, match=r"give stochastic\(seed, axis_name=...\) the names of the mesh axes"):
     rounded(stochastic(0), P("x"))
@@ -222,7 +217,7 @@ def test_inside_shard_map():
     rounded(stochastic(0, axis_name="z"), P("x"))
   vector = lambda x: stochastic(0, axis_name="x").at(jnp.int32(1))("w", x, x[:, :1], BF16, BF16)[0]
   with pytest.raises(ValueError, match="is one number per vector"):
-    jax.jit(shard_map(vector, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(x)
+    jax.jit(jax.shard_map(vector, mesh=mesh, in_specs=P("x"), out_specs=P("x")))(x)
 
 
 def test_what_is_refused():

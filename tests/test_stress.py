@@ -233,3 +233,33 @@ def test_random_combinations():
   kinds, found = fuzz().fuzz(24, seed=1)
   assert found == []
   assert kinds.total() == 24
+
+
+EXTREMES = np.float32([0, 1e-45, 1.2e-38, 1e-30, 1e-19, 1e-8, 1, 1e8, 1.8e19, 2e19, 1e30, 3.3e37, 3.4028235e38])
+TWICE = {
+  **MAKE,
+  "in bfloat16": functools.partial(
+    optax_ext.exadam, mu_dtype=jnp.bfloat16, nu_dtype=jnp.bfloat16, rounding=optax_ext.stochastic(0)
+  ),
+  "in float16": functools.partial(optax_ext.adamnx, mu_dtype=jnp.float16, nu_dtype=jnp.float16),
+}
+
+
+@pytest.mark.parametrize("count", [0, 1000, 10**6])
+@pytest.mark.parametrize("make", TWICE.values(), ids=TWICE)
+def test_every_pair_of_extremes_compiled_and_not(make, count):
+  """Compiled or not, what is written is computed: all updates are finite, and the same to rounding."""
+  signed = np.concatenate([EXTREMES, -EXTREMES])
+  grads = jnp.asarray(np.stack(np.meshgrid(signed, signed)))  # two steps
+  tx, params = make(1e-3), {"kernel": jnp.ones_like(grads[0])}
+
+  def steps(grads):
+    state, updates = optax.tree.set(tx.init(params), count=jnp.int32(count)), []
+    for g in grads:
+      update, state = tx.update({"kernel": g}, state, params)
+      updates.append(update["kernel"])
+    return jnp.stack(updates)
+
+  as_written, compiled = np.asarray(steps(grads)), np.asarray(jax.jit(steps)(grads))
+  assert np.isfinite(as_written).all()
+  np.testing.assert_allclose(compiled, as_written, rtol=2e-6, atol=1e-9)

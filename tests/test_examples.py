@@ -47,13 +47,15 @@ def test_training(tmp_path):
     assert 0.2 < float(time) < 5
 
 
-def test_unknown_optimizer(tmp_path):
-  result = run("train_digits", "--optimizers", "adam", "adamm", "--out", tmp_path / "out")
-  assert result.returncode == 2
-  assert result.stdout == ""
-  assert result.stderr == (
+def test_unknown_optimizer(example, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(sys, "argv", ["train_digits.py", "--optimizers", "adam", "adamm", "--out", str(tmp_path / "out")])
+  with pytest.raises(SystemExit) as stopped:
+    example("train_digits").main()
+  assert stopped.value.code == 2
+  assert capsys.readouterr() == (
+    "",
     "Unknown optimizer 'adamm'; the known ones are adam, adamw, exadam, exadam_nolog, adamnx, caadam_additive, "
-    "caadam_multiplicative, caadam_depth, nd_adam.\n"
+    "caadam_multiplicative, caadam_depth, nd_adam.\n",
   )
   assert not (tmp_path / "out").exists()
 

@@ -35,6 +35,14 @@ def pytest_configure(config):
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def pytest_collection_modifyitems(config, items):
+  """Tests marked aot run where -m names them."""
+  if "aot" not in config.option.markexpr:
+    left_out = [item for item in items if item.get_closest_marker("aot")]
+    items[:] = [item for item in items if not item.get_closest_marker("aot")]
+    config.hook.pytest_deselected(items=left_out)
+
+
 def pytest_unconfigure(config):
   if hasattr(config, "compiled"):
     config.compiled.cleanup()

@@ -112,6 +112,7 @@ class Network(nnx.Module):
     return self.layers[1](self.dropout(nnx.relu(self.norm(self.layers[0](x)))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nnx_training_goes_on_to_the_bit(name, tmp_path):
   """Model, batch statistics, random state and optimizer, restored into abstract state of a new process's objects."""
@@ -157,6 +158,7 @@ class Scanned(nn.Module):
     return nn.Dense(8)(stack(x, None)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   """A `TrainState`, restored into the shapes, dtypes and shardings of a new one."""
@@ -185,6 +187,7 @@ def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   assert identical(train(restored), train(state))
 
 
+@pytest.mark.slow
 def test_restore_onto_another_mesh(tmp_path):
   """Saved from 8 devices that split inputs, restored onto 2×4 that split inputs and outputs: the same bits."""
   params = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(8, 16)), jnp.float32), "bias": jnp.ones(16)}
@@ -228,6 +231,7 @@ def load_digits(return_X_y):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 8), (2, 1, 6)])
 def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, monkeypatch):
   """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times.
@@ -416,6 +420,7 @@ def test_dtypes_are_the_new_optimizers():
   np.testing.assert_allclose(moments_of(got).nu["w"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_optimizers():
   model = Network(0)
   old, new = (nnx.Optimizer(model, tx(1e-3), wrt=nnx.Param) for tx in (optax.adamw, optax_ext.adamnx))

@@ -170,6 +170,7 @@ def verdict(suite, result):
   return unexpected, passed, skipped
 
 
+@pytest.mark.slow
 def test_suites():
   """All in one process: the second compiles little that the first has not."""
   pytest.importorskip("sklearn", reason="the suite alias imports it")

@@ -66,6 +66,7 @@ def step_of(make, eps=1e-8):
   return jitted(make(1e-3, eps=eps).update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 @each_optimizer
 @given(tree=trees(), seed=st.integers(10, 2**20))
@@ -87,6 +88,7 @@ def test_finite_gradients_give_finite_updates(make, eps, tree, seed):
     state = new
 
 
+@pytest.mark.slow
 @each_optimizer
 @given(tree=trees(), which=st.integers(0, 7), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
 @settings(deadline=None, max_examples=20)
@@ -151,6 +153,7 @@ def long_run(make, dtype, steps):
   return params, moments.mu, moments.nu
 
 
+@pytest.mark.slow
 @each_optimizer
 def test_a_million_steps_in_float32_against_float64(make):
   """Relative to the largest element: measured 9e-5 for parameters and mean, 2e-4 for AdamNX's square.
@@ -192,6 +195,7 @@ def test_the_step_counter_stops_at_its_largest_value(make):
 # narrow dtypes
 
 
+@pytest.mark.slow
 @each_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("moments", ["default", "same"])
@@ -238,6 +242,7 @@ def fuzz():
   return module
 
 
+@pytest.mark.slow
 def test_random_combinations():
   """A slice of benchmarks/fuzz.py, which runs 10,000."""
   kinds, found = fuzz().fuzz(24, seed=1)

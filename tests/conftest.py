@@ -2,9 +2,12 @@
 
 Property tests draw the same cases in every run, so that a commit passes or fails for good; `benchmarks/fuzz.py` looks
 for new ones.
+
+What one test compiled, the others, and the programs that tests start, read from a folder that is new in every run.
 """
 
 import os
+import tempfile
 
 import hypothesis
 import jax
@@ -22,12 +25,61 @@ FULLY_OPTIMIZED = {"test_compiled", "test_contract", "test_golden", "test_kernel
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that tests start
 
 
+def pytest_configure(config):
+  """Only the process that starts xdist's workers makes the folder; its environment is theirs."""
+  if not hasattr(config, "workerinput"):
+    config.compiled = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled.name
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def pytest_collection_modifyitems(config, items):
+  """Tests marked aot run where -m names them."""
+  if "aot" not in config.option.markexpr:
+    left_out = [item for item in items if item.get_closest_marker("aot")]
+    items[:] = [item for item in items if not item.get_closest_marker("aot")]
+    config.hook.pytest_deselected(items=left_out)
+
+
+def pytest_unconfigure(config):
+  if hasattr(config, "compiled"):
+    config.compiled.cleanup()
+
+
+OLDER = {}  # options of XLA's compiler, where it takes them
+
+
+def optimize(fully):
+  jax.config.update("jax_disable_most_optimizations", not fully)
+  OLDER.update({"xla_cpu_use_fusion_emitters": fully})
+
+
+optimize(False)
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _optimization(request):
-  jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in FULLY_OPTIMIZED)
+  optimize(request.module.__name__ in FULLY_OPTIMIZED)
+  yield
+  optimize(False)
 
 
 @pytest.fixture(autouse=True)
 def _faults_of_the_reader_are_errors(monkeypatch):
   """Users get a note where the reader of networks meets a form that it does not know; tests get the error."""
   monkeypatch.setattr(tracing, "safety_net", False)
+
+
+if jax.__version_info__ < (0, 11):  # the older emitters take half the time of these; later, there are none
+  from jax._src import compiler
+
+  options_of = compiler.get_compile_options
+
+  def with_older(*args, env_options_overrides=None, **kwargs):
+    return options_of(*args, env_options_overrides=OLDER | (env_options_overrides or {}), **kwargs)
+
+  compiler.get_compile_options = with_older

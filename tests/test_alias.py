@@ -62,6 +62,7 @@ def start(name):
   return UNIT if name.startswith("nd_adam") else START
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", GRADIENTS)
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_float64(name, loop):
@@ -105,6 +106,7 @@ RULES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", RULES)
 def test_caadam_on_an_mlp(rule):
   shapes = {"Dense_0": (6, 5), "Dense_1": (5, 8), "Dense_2": (8, 1)}
@@ -167,6 +169,7 @@ def test_steps_of_exadam_at_a_constant_gradient(t, want):
   assert float(-updates[-1, 0]) == pytest.approx(want, rel=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("t", "want"), [(10, 14.0), (300, 27.1), (1000, 24.9)])
 def test_steps_of_exadam_in_noise_against_adams(t, want):
   """Root mean squares. Where the gradients' mean is zero, the gradient that EXAdam adds to m is the larger part."""
@@ -201,6 +204,7 @@ def test_vectors_keep_unit_length(shape):
   np.testing.assert_allclose(np.sqrt((path.astype(np.float64) ** 2).sum(tuple(a + 1 for a in axes))), 1, atol=3e-7)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**31))
 @settings(deadline=None, max_examples=10)
 def test_rotating_weights_and_gradients_rotates_the_trajectory(seed):
@@ -525,6 +529,7 @@ def test_dtypes_come_back_and_stay(make, dtype):
     state = new
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_odd_trees(make):
   for params in (

@@ -1,6 +1,8 @@
 """State that outlives a process: its layout, orbax, crashes, and the move from one optimizer to another."""
 
+import importlib.util
 import itertools
+import os
 import pathlib
 import sys
 import warnings
@@ -110,6 +112,7 @@ class Network(nnx.Module):
     return self.layers[1](self.dropout(nnx.relu(self.norm(self.layers[0](x)))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nnx_training_goes_on_to_the_bit(name, tmp_path):
   """Model, batch statistics, random state and optimizer, restored into abstract state of a new process's objects."""
@@ -155,6 +158,7 @@ class Scanned(nn.Module):
     return nn.Dense(8)(stack(x, None)[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   """A `TrainState`, restored into the shapes, dtypes and shardings of a new one."""
@@ -183,6 +187,7 @@ def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   assert identical(train(restored), train(state))
 
 
+@pytest.mark.slow
 def test_restore_onto_another_mesh(tmp_path):
   """Saved from 8 devices that split inputs, restored onto 2×4 that split inputs and outputs: the same bits."""
   params = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(8, 16)), jnp.float32), "bias": jnp.ones(16)}
@@ -217,11 +222,30 @@ def test_restore_onto_another_mesh(tmp_path):
   jax.tree.map(close, on_second(restored), on_first(states))
 
 
-@pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 12), (2, 1, 6)])
-def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path):
-  """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times."""
+DIGITS = """
+import numpy as np
+
+def load_digits(return_X_y):
+  table = np.loadtxt({path!r}, delimiter=",")
+  return table[:, :-1], table[:, -1].astype(int)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 8), (2, 1, 6)])
+def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, monkeypatch):
+  """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times.
+
+  The run that is never killed is one process, with as many devices. All read scikit-learn's digits without importing
+  it, which takes as long as all else that they import.
+  """
+  folder = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
+  (tmp_path / "sklearn").mkdir()
+  (tmp_path / "sklearn" / "__init__.py").touch()
+  (tmp_path / "sklearn" / "datasets.py").write_text(DIGITS.format(path=str(folder / "datasets/data/digits.csv.gz")))
+  monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
   devices = 8 if processes == 1 else 2
-  expected = kill_test.whole_run(tmp_path / "whole", steps, processes, devices)
+  expected = kill_test.whole_run(tmp_path / "whole", steps, 1, devices)
   end, lives = kill_test.killed_run(tmp_path / "killed", steps, kills, 0, processes, devices)
   assert end == expected
   assert len(lives) == kills
@@ -396,6 +420,7 @@ def test_dtypes_are_the_new_optimizers():
   np.testing.assert_allclose(moments_of(got).nu["w"], expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_nnx_optimizers():
   model = Network(0)
   old, new = (nnx.Optimizer(model, tx(1e-3), wrt=nnx.Param) for tx in (optax.adamw, optax_ext.adamnx))

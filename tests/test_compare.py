@@ -129,6 +129,7 @@ class TestRuns:
   PROTOCOL = Protocol(12, 2, "cosine", warmup=0.25)
 
   # Rounding to float32 is 6e-8; twelve steps at these rates amplify it. A wrong batch, key or count shows from 1e-2 on.
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("batching", "devices", "rounding"), [("map", 1, 2e-6), ("vmap", 3, 1e-5), ("step", 2, 2e-6)]
   )
@@ -142,6 +143,7 @@ class TestRuns:
       assert not result.diverged
       assert not result.stopped_early
 
+  @pytest.mark.slow
   def test_a_state_may_hold_random_keys(self):
     plain = toy()
 
@@ -166,6 +168,7 @@ class TestRuns:
       curves.append([result.curves["test/loss"] for result in runner.run(tasks, with_test=True)])
     np.testing.assert_allclose(curves[1:], curves[:1] * 2, rtol=1e-5)
 
+  @pytest.mark.slow
   def test_runs_end_alone_whatever_the_batching(self, monkeypatch):
     """Some diverge at once, some stop early, some go on to the end; all with the rates of their own plateaus. What has
     finished is removed once that is half of the runs, if a chunk takes long enough: each a second, by this clock."""
@@ -202,6 +205,7 @@ class TestRuns:
     runner.run([Task({"learning_rate": rate}, seed) for rate in (0.2, 0.3) for seed in (0, 0)])
     assert len(traces) == before
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("fastest", ["map", "vmap", "step"])
   def test_auto_times_all_and_keeps_the_fastest(self, fastest, monkeypatch):
     of_batching = Runner._program
@@ -501,6 +505,7 @@ class TestCompare:
     options = {"devices": ONE, "batching": "map", "progress": False, "tuning_seeds": 2, "seeds": 5} | options
     return compare(options.pop("problem", None) or linear(), optimizers, protocol, **options)
 
+  @pytest.mark.slow
   def test_larger_steps_are_no_better_optimizer(self):
     """Adam at half the rate, and CaAdam as published (kernels times 5), against Adam: different only at one rate."""
     five = {"a": 5.0, "b": 5.0}
@@ -520,6 +525,7 @@ class TestCompare:
     assert {d.verdict for d in found.at_one_rate.values()} <= {"better", "worse"}
     assert len({len(arm.search.trials) for arm in found.arms.values()}) == 1
 
+  @pytest.mark.slow
   def test_interrupted_work_resumes_and_everything_is_written(self, tmp_path, monkeypatch):
     calls = []
 
@@ -556,6 +562,7 @@ class TestCompare:
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("batching", ["map", "vmap", "step"])
   def test_progress_expects_the_steps_that_are_done(self, batching, monkeypatch):
     """Where the grid was extended, runs were stopped early, and some of them in the midst of a chunk."""
@@ -582,6 +589,7 @@ class TestCompare:
     assert progress.steps == progress.done == sum(result.steps[-1] for result in runs)
     assert progress.planned == 16 * (2 * 4 + 2 * 2)
 
+  @pytest.mark.slow
   def test_track_b_gives_all_the_same_trials_and_their_settings_reach_the_optimizer(self):
     """The reported runs are those of plain SGD with the momentum of the best trial, which has the least mean."""
     heavy = lambda learning_rate, momentum=0.5: optax.sgd(learning_rate, momentum)
@@ -681,6 +689,7 @@ class TestCompare:
     ):
       command_line.main(["--optimizers", "adam"])
 
+  @pytest.mark.slow
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
     same, found = linear(), (tmp_path / "behaviour.json").read_text()
@@ -750,6 +759,7 @@ class TestCompare:
     named = resolve({"mine": Optimizer("x", optax.sgd, 0.5)}, linear(), add_baselines=True)
     assert [(name, optimizer.name, optimizer.centre) for name, optimizer in named.items()] == [("mine", "mine", 0.5)]
 
+  @pytest.mark.slow
   def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
     check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
     options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "out": tmp_path}
@@ -867,6 +877,7 @@ class TestCompare:
 
 
 class TestNames:
+  @pytest.mark.slow
   @pytest.mark.parametrize("shape", [None, warmup_cosine(10, 2)])
   def test_every_named_optimizer_takes_traced_rates_and_settings(self, shape):
     problem = bundled.breast_cancer()
@@ -894,6 +905,7 @@ class TestNames:
     ]
     np.testing.assert_allclose(*updates)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("name", list(bundled.PROBLEMS))
   def test_bundled_problems_fit(self, name, monkeypatch):
     if name == "mnist5k":
@@ -932,6 +944,7 @@ class TestCommandLine:
       ("B", 5, tmp_path / schedule) for schedule in ("constant", "cosine")
     ]
 
+  @pytest.mark.slow
   def test_a_problem_of_ones_own(self, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])
     options = ["--problem", "test_compare:linear", "--optimizers", "sgd", "--learning-rates", "0.05", "--epochs", "1"]

@@ -84,6 +84,10 @@ def loss(params, batch=0, rows=slice(None)):
   return jnp.mean((hidden @ second["kernel"] - TARGETS[batch, rows]) ** 2)
 
 
+gradient = jax.jit(jax.grad(loss))
+gradient_of_four = jax.jit(lambda params, batch, first: jax.grad(loss)(params, batch, first + jnp.arange(4)))
+
+
 def step(tx, params, state, grads):
   updates, state = tx.update(grads, state, params)
   return optax.apply_updates(params, updates), state
@@ -102,10 +106,10 @@ def scanned(tx, params, steps=3):
 def path(make):
   """The parameters and the state before and after each of three steps, one call of a compiled step after another."""
   tx = make(RATE)
-  grad, update = jax.jit(jax.grad(loss)), jax.jit(functools.partial(step, tx))
+  update = jax.jit(functools.partial(step, tx))
   states = [(PARAMS, tx.init(PARAMS))]
   for batch in range(3):
-    states.append(update(*states[-1], grad(states[-1][0], batch)))
+    states.append(update(*states[-1], gradient(states[-1][0], batch)))
   return states
 
 
@@ -115,7 +119,7 @@ def close(got, want, rtol=1e-4, atol=1e-6):
 
 
 PARAMS = start()
-GRADS = jax.grad(loss)(PARAMS)
+GRADS = gradient(PARAMS)
 
 
 # parts of a tree
@@ -141,6 +145,7 @@ def test_masked(make):
   np.testing.assert_array_equal(got["Dense_0"]["bias"], GRADS["Dense_0"]["bias"] + 1)
 
 
+@pytest.mark.slow
 @every
 def test_masked_inside_masked_and_partition_inside_partition(make):
   """Only the kernel of the first layer is left, which is then trained as if it were alone."""
@@ -160,12 +165,13 @@ def test_masked_inside_masked_and_partition_inside_partition(make):
   close(bias(got), second_updates(optax_ext.exadam(RATE), bias(GRADS), bias(PARAMS)))
 
 
+@pytest.mark.slow
 @every
 def test_a_missing_gradient(make):
   """It has no update and keeps its moments; the others are treated as if it were there, CaAdam's scales too."""
   tx, state, missing = make(RATE), path(make)[1][1], [("Dense_0", "bias"), ("Dense_1", "kernel")]
   hide = lambda tree: tree | {layer: tree[layer] | {leaf: None} for layer, leaf in missing}
-  _, new = jax.jit(tx.update)(hide(GRADS), state, PARAMS)
+  _, new = jitted(tx.update)(hide(GRADS), state, PARAMS)
   updates = second_updates(tx, hide(GRADS), PARAMS)
   close(updates, hide(second_updates(tx, GRADS, PARAMS)))
   assert jax.tree.structure(new) == jax.tree.structure(state)
@@ -191,6 +197,7 @@ def test_an_explicit_structure_sees_hidden_layers(tx, sees_all):
 # jax's transformations
 
 
+@pytest.mark.slow
 @every
 def test_scan_and_vmap(make):
   """A training loop inside lax.scan, mapped over members with their own learning rates, is the loop outside.
@@ -207,6 +214,7 @@ def test_scan_and_vmap(make):
     assert not np.allclose(*trained[0]["Dense_0"]["kernel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam additive", "nd_adam"])
 def test_vmap_over_other_numbers(name):
   make = OPTIMIZERS[name]
@@ -217,6 +225,7 @@ def test_vmap_over_other_numbers(name):
   close(jax.tree.map(lambda leaf: leaf[1], many), want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam additive", "nd_adam", "nesterov", "log_step_size"])
 def test_gradient_through_training(name):
   """d loss / d(learning rate, initial weights) after three steps, against central differences in float64."""
@@ -238,6 +247,7 @@ def test_gradient_through_training(name):
     assert np.all(np.abs(got) > 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [*OPTIMIZERS.values(), vectors], ids=[*OPTIMIZERS, "vectors"])
 def test_gradient_through_an_update_at_zero(make):
   """With eps_root the derivatives by gradients and parameters exist where these are 0."""
@@ -257,6 +267,7 @@ def test_gradient_through_an_update_at_zero(make):
     assert all(jnp.any(leaf) for leaf in jax.tree.leaves(by_grads))
 
 
+@pytest.mark.slow
 @every
 def test_export(make, tmp_path):
   """A step is exported for CPU, GPU and TPU, written to a file, read back and run here."""
@@ -276,16 +287,17 @@ def test_export(make, tmp_path):
   again = export.deserialize(bytearray((tmp_path / "step.bin").read_bytes()))
   assert again.platforms == ("cpu", "cuda", "tpu")
   params = path(make)[1][0]
-  params, leaves = again.call(params, leaves, jax.grad(loss)(params, 1))
+  params, leaves = again.call(params, leaves, gradient(params, 1))
   close((params, treedef.unflatten(leaves)), path(make)[2])
 
 
+@pytest.mark.slow
 @every
 def test_donation(make):
   """The step may overwrite the parameters and the state: every buffer is used (a warning is an error here)."""
   donating = jax.jit(functools.partial(step, make(RATE)), donate_argnums=(0, 1))
   params, state = jax.tree.map(jnp.copy, path(make)[1])
-  grads = jax.grad(loss)(params, 1)
+  grads = gradient(params, 1)
   new = donating(params, state, grads)
   assert all(leaf.is_deleted() for leaf in jax.tree.leaves((params, state)))
   close(new, path(make)[2])
@@ -306,27 +318,29 @@ def test_average_of_parameters(make):
   close(mean, jax.tree.map(lambda *leaves: np.tensordot(weights / weights.sum(), np.stack(leaves), 1), *steps))
 
 
+@pytest.mark.slow
 @every
 def test_accumulated_gradients_are_those_of_the_large_batch(make):
   """Four microbatches of 4 examples under optax.MultiSteps are one step with their 16; bad ones are left out."""
   tx = optax.MultiSteps(make(RATE), every_k_schedule=4, should_skip_update_fn=optax.skip_not_finite)
   params, state = PARAMS, tx.init(PARAMS)
-  update = jax.jit(functools.partial(step, tx))
+  update = jitted(functools.partial(step, tx))
   for batch in range(2):
     for rows, factor in ((0, 1), (1, 1), (1, jnp.nan), (2, 1), (2, jnp.inf), (3, 1)):
-      grads = jax.grad(loss)(params, batch, slice(4 * rows, 4 * rows + 4))
+      grads = gradient_of_four(params, batch, 4 * rows)
       params, state = update(params, state, grads | {"Dense_1": {"kernel": factor * grads["Dense_1"]["kernel"]}})
   close((params, state.inner_opt_state), path(make)[2])
 
 
+@pytest.mark.slow
 @every
 def test_steps_that_are_not_finite_are_skipped(make):
   """Under optax.apply_if_finite a bad step leaves no trace."""
   tx = optax.apply_if_finite(make(RATE), max_consecutive_errors=5)
   params, state = PARAMS, tx.init(PARAMS)
-  update = jax.jit(functools.partial(step, tx))
+  update = jitted(functools.partial(step, tx))
   for batch, factor in ((0, 1), (1, jnp.nan), (1, jnp.inf), (1, 1)):
-    grads = jax.grad(loss)(params, batch)
+    grads = gradient(params, batch)
     params, state = update(params, state, grads | {"Dense_1": {"kernel": factor * grads["Dense_1"]["kernel"]}})
   assert int(state.total_notfinite) == 2
   close((params, state.inner_state), path(make)[2])
@@ -358,6 +372,7 @@ def test_rules_and_structures_can_be_copied(again, thing):
   assert hash(again(Additive())) == hash(Additive())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
 @each_optimizer
 def test_factories_and_states_can_be_copied(again, make):

@@ -27,6 +27,7 @@ def example(monkeypatch):
   return importlib.import_module
 
 
+@pytest.mark.slow
 def test_training(tmp_path):
   out = tmp_path / "new" / "folder"
   options = ["--epochs", 1, "--optimizers", "adam", "nd_adam", "--learning-rate", 2e-3, "--seed", 1, "--out", out]
@@ -47,13 +48,16 @@ def test_training(tmp_path):
     assert 0.2 < float(time) < 5
 
 
-def test_unknown_optimizer(tmp_path):
-  result = run("train_digits", "--optimizers", "adam", "adamm", "--out", tmp_path / "out")
-  assert result.returncode == 2
-  assert result.stdout == ""
-  assert result.stderr == (
+@pytest.mark.slow
+def test_unknown_optimizer(example, monkeypatch, tmp_path, capsys):
+  monkeypatch.setattr(sys, "argv", ["train_digits.py", "--optimizers", "adam", "adamm", "--out", str(tmp_path / "out")])
+  with pytest.raises(SystemExit) as stopped:
+    example("train_digits").main()
+  assert stopped.value.code == 2
+  assert capsys.readouterr() == (
+    "",
     "Unknown optimizer 'adamm'; the known ones are adam, adamw, exadam, exadam_nolog, adamnx, caadam_additive, "
-    "caadam_multiplicative, caadam_depth, nd_adam.\n"
+    "caadam_multiplicative, caadam_depth, nd_adam.\n",
   )
   assert not (tmp_path / "out").exists()
 
@@ -113,6 +117,7 @@ def test_report_of_runs_that_diverged(example, tmp_path, capsys):
   assert digits.save_picture({"exadam": history}, options, "x.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", TRAINING)
 def test_step_is_donated_and_compiled_once(script, example, monkeypatch):
   digits, module = example("digits"), example(script)

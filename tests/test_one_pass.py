@@ -78,6 +78,7 @@ def error_of_length(params):
 
 # Both forms round differently by some units in the last place of each step, and 1,000 steps of noise do not contract:
 # √1000 of them.
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-13), (jnp.float32, 32 * EPS)])
 def test_both_forms_agree_over_1000_steps(dtype, tolerance):
   with enable_x64(dtype == jnp.float64):
@@ -97,6 +98,7 @@ def test_both_forms_agree_over_1000_steps(dtype, tolerance):
     assert errors.max() <= {4: 4 * EPS, 8: 1e-15}[jnp.dtype(dtype).itemsize]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("dtype", "kwargs"),
   [(jnp.float32, {"mu_dtype": jnp.bfloat16}), (jnp.bfloat16, {}), (jnp.float16, {})],
@@ -194,6 +196,7 @@ def test_sparse_weights_that_the_sample_misses(sine):
   np.testing.assert_allclose(np.linalg.norm(new, axis=0), 1, atol=2e-3 if sine < 1e-3 else 1e-5)
 
 
+@pytest.mark.slow
 def test_a_mean_that_is_not_tangent():
   """As after a restart from another optimizer's mean: the exact products of m are used, not those of theory."""
   w, g, m = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 64, 8)))
@@ -224,6 +227,7 @@ def test_extreme_numbers_do_as_in_the_chain(size, length):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
 
 
+@pytest.mark.slow
 def test_derivative_of_an_update():
   """The sampled coefficient is held fixed: the result does not depend on it."""
   with enable_x64(True):
@@ -239,6 +243,7 @@ def test_derivative_of_an_update():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, theirs)
 
 
+@pytest.mark.slow
 def test_leaves_of_other_kinds_take_the_chain(monkeypatch):
   """Complex vectors, empty leaves, scalars, missing gradients and small leaves, beside one that does not."""
   monkeypatch.setattr(one_pass, "SMALL", 16)
@@ -302,6 +307,7 @@ def test_sums_one_by_one_and_at_once(monkeypatch, along):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=["input split", "output split"])
 def test_vectors_on_a_mesh(spec, kind):

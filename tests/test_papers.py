@@ -79,6 +79,7 @@ class TestData:
     assert y.tolist() == [452600]
 
 
+@pytest.mark.slow
 def test_california_is_split_as_keras_does(folder):
   problem = california()
   assert (problem.examples, problem.steps_per_epoch, problem.batch_size) == (13209, 104, 128)
@@ -192,6 +193,7 @@ def test_keras_optimizers(name):
   assert np.abs(expected - 1).max() > 0.01
 
 
+@pytest.mark.slow
 def test_a_run_equals_the_same_training_in_numpy(folder):
   """Two epochs of California Housing with Keras' Nadam; 371 districts, 13 short of three full batches."""
   problem = california(shared_init=True, examples=580)

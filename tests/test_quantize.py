@@ -178,6 +178,7 @@ def test_state_in_bytes():
   assert stored(min_size=65537) == 8 * 256 * 256 + 2 * 4 + 4
 
 
+@pytest.mark.slow
 def test_scalars_are_kept_as_they_are():
   params, tx = {"s": jnp.ones(()), "w": jnp.ones(4)}, quantize_state(optax.adam(1e-2), min_size=1)
   state = tx.init(params)
@@ -234,6 +235,7 @@ WRAPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRAPPED)
 def test_in_every_surrounding(name, tmp_path):
   """Inside and outside of other wrappers (`partition` masks): codes as alone, map_params, shardings, a checkpoint."""

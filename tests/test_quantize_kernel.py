@@ -50,6 +50,7 @@ def assert_same(got, want, tolerance):
       np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TX)
 def test_the_kernel_takes_the_same_steps(name):
   """With decay, masks, schedules and numbers that depend on all leaves; the state is the same, and so a checkpoint."""
@@ -60,12 +61,14 @@ def test_the_kernel_takes_the_same_steps(name):
   assert_same(trained(fused, PARAMS), trained(quantize_state(TX[name]), PARAMS), 3e-6)
 
 
+@pytest.mark.slow
 def test_blocks_are_stepped_in_their_shape():
   """With `kernel="xla"`: the same numbers, and no other layout of the state."""
   make = lambda kernel: quantize_state(TX["exadam"], block=16, axis=-2, kernel=kernel)
   assert_same(trained(make("xla"), PARAMS, 2), trained(make(None), PARAMS, 2), 3e-6)
 
 
+@pytest.mark.slow
 def test_narrow_parameters():
   params = {"kernel": PARAMS["three"].astype(jnp.bfloat16)}
   tx = optax_ext.exadam(1e-2)
@@ -97,6 +100,7 @@ def test_a_broken_row_stays_one_row():
   assert np.isnan(params["kernel"]).sum() == 1
 
 
+@pytest.mark.slow
 def test_inside_shard_map_each_device_steps_its_rows():
   mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   params = {"kernel": PARAMS["three"].reshape(128, 64).T.reshape(64, 128)}
@@ -110,6 +114,7 @@ def test_inside_shard_map_each_device_steps_its_rows():
   assert_same(inside(grads, state, params), jitted(step)(grads, state, params), 3e-6)
 
 
+@pytest.mark.slow
 def test_leaves_that_it_does_not_serve():
   """A warning names each and says why, and XLA steps them; small leaves, which have no codes, are not named."""
   params = {"odd": jnp.ones((5, 1000)), "good": jnp.ones((32, 128)), "small": jnp.ones(3)}

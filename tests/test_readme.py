@@ -3,6 +3,8 @@
 import pathlib
 import re
 
+import pytest
+
 README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 
 
@@ -10,6 +12,7 @@ def blocks(language):
   return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.slow
 def test_python_blocks_run(capsys):
   names = {}
   for block in blocks("python"):

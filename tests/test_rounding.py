@@ -86,6 +86,7 @@ def test_elements_leaves_steps_and_moments_are_independent():
   assert np.abs(signs.mean(axis=1)).max() < 5 / size**0.5
 
 
+@pytest.mark.slow
 def test_bits_depend_on_seed_path_index_and_step_alone():
   """Not on sharding, on jit, on the other leaves, or on the program's own generator."""
   want = rounded_up({"a": (16, 8)}, 7)["a"]
@@ -100,6 +101,7 @@ def test_bits_depend_on_seed_path_index_and_step_alone():
     np.testing.assert_array_equal(np.stack([m, v]) > x, want)
 
 
+@pytest.mark.slow
 def test_restart_scan_and_vmap_give_the_same_bits():
   grads = jnp.asarray(open_loop((3, 40), 12), jnp.float32)
   tx = adam(stochastic(3))
@@ -165,6 +167,7 @@ def test_nd_adams_large_leaves_take_it():
     jax.eval_shape(lambda: optax_ext.update_and_apply(rounded, grads, rounded.init(params), params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam", "nd_adam"])
 def test_optimizers_take_it(name):
   """Within rounding of float32 moments; also under inject_hyperparams, which must not take it for a schedule."""
@@ -186,6 +189,7 @@ def test_optimizers_take_it(name):
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(moments.mu), jax.tree.leaves(nearest.mu), strict=True))
 
 
+@pytest.mark.slow
 def test_second_moments_of_vectors_draw_their_own_bits():
   storing = stochastic(0).at(jnp.int32(1))
   m, v = jnp.full((64, 4096), 1 + 2.0**-8), jnp.full((1, 4096), 1 + 2.0**-8)
@@ -196,6 +200,7 @@ def test_second_moments_of_vectors_draw_their_own_bits():
   assert abs(signs[-1].mean()) < 5 / 64
 
 
+@pytest.mark.slow
 def test_inside_shard_map():
   """Parts of a leaf must not be rounded alike, copies of a leaf must: the caller says which they are."""
   mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -98,6 +98,7 @@ WRAPPERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_state_can_live_there_and_train(wrapper, kind):
@@ -246,6 +247,7 @@ class Network(nnx.Module):
     return self.last(nnx.relu(self.first(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nnx_optimizer(name):
   """`nnx.Optimizer` built under `nnx.jit`, its state then put where `state_shardings` says; training keeps it there."""

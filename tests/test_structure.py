@@ -108,6 +108,7 @@ def test_table_shows_scales():
 # rules
 
 
+@pytest.mark.slow
 @given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(0.0, 1.0))
 @settings(deadline=None, max_examples=60)
 def test_additive(counts, gamma):
@@ -117,6 +118,7 @@ def test_additive(counts, gamma):
     assert 1 - gamma <= scales[f"l{i}"]["kernel"] <= 1 + gamma
 
 
+@pytest.mark.slow
 @given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(1.0, 10.0), signed=st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_multiplicative(counts, gamma, signed):

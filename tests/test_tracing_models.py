@@ -55,21 +55,23 @@ def test_loss_has_the_same_facts(model, structure):
 RULES = [Additive(), Multiplicative(signed=True), ByDepth()]
 
 
+@pytest.mark.slow
 def test_caadam_is_its_equations(model, structure):
   """Facts by hand, equations in NumPy float64."""
   grads = [jax.tree.map(lambda leaf, t=t: np.asarray(rand(leaf.shape, t)), model.params) for t in (1, 2, 3)]
 
   def run(params, grads):
-    def steps(tx, params):
-      state = tx.init(params)
-      for grad in grads:
+    def trained(tx):
+      def step(carry, grad):
+        params, state = carry
         updates, state = tx.update(grad, state, params)
-        params = optax.apply_updates(params, updates)
-      return params
+        return (optax.apply_updates(params, updates), state), None
 
-    return [steps(caadam(1e-2, rule=rule, structure=structure), params) for rule in RULES]
+      return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
-  results = jitted(run)(model.params, grads)
+    return [trained(caadam(1e-2, rule=rule, structure=structure)) for rule in RULES]
+
+  results = jitted(run)(model.params, jax.tree.map(lambda *leaves: np.stack(leaves), *grads))
   given, grads = leaves_by_path(model.params), [leaves_by_path(grad) for grad in grads]
   for rule, result in zip(RULES, results, strict=True):
     moved = leaves_by_path(result)
@@ -80,6 +82,7 @@ def test_caadam_is_its_equations(model, structure):
       np.testing.assert_allclose(moved[path], want, rtol=1e-4, atol=2e-5, err_msg=f"{path} {rule}")
 
 
+@pytest.mark.slow
 def test_nd_adam_keeps_units_at_length_1(model, structure):
   tx = nd_adam(1e-3, structure=structure)
   params = jitted(lambda params: normalize_vectors(params, structure))(model.params)
@@ -137,6 +140,7 @@ def test_muon_on_attention_and_scanned_layers():
   np.testing.assert_allclose(steps[0]["params"]["layers"]["up"]["kernel"][1], alone, rtol=2e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_muon_on_a_module_that_can_be_called_and_on_parameters_beside_statistics():
   """Muon calls what is callable: the numbers must not be a tree of the shape of the module."""
   module, x = NnxMLP(nnx.Rngs(0)), rand((3, 4))

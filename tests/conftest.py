@@ -23,9 +23,13 @@ FULLY_OPTIMIZED = {"test_compiled", "test_contract", "test_golden", "test_kernel
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that tests start
 
 
+def with_aot(config):
+  return "aot" in config.option.markexpr.replace("not aot", "")
+
+
 def pytest_configure(config):
   """Only the process that starts xdist's workers makes the folder; its environment is theirs."""
-  if "aot" in config.option.markexpr:  # compilers for devices that are not here
+  if with_aot(config):  # compilers for devices that are not here
     return
   if not hasattr(config, "workerinput"):
     config.compiled = tempfile.TemporaryDirectory()
@@ -39,7 +43,7 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(config, items):
   """Tests marked aot run where -m names them."""
-  if "aot" not in config.option.markexpr:
+  if not with_aot(config):
     left_out = [item for item in items if item.get_closest_marker("aot")]
     items[:] = [item for item in items if not item.get_closest_marker("aot")]
     config.hook.pytest_deselected(items=left_out)

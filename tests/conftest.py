@@ -56,39 +56,12 @@ def pytest_unconfigure(config):
     config.compiled.cleanup()
 
 
-OLDER = {}  # options of XLA's compiler, where it takes them
-
-
-def optimize(module=None):
-  jax.config.update("jax_disable_most_optimizations", module not in FULLY_OPTIMIZED)
-  OLDER.clear()
-  # by the older emitters, a loop over layers and the layers one by one, which test_flax compares, are rounded otherwise
-  if module not in FULLY_OPTIMIZED | {"test_aot", "test_flax"}:
-    OLDER["xla_cpu_use_fusion_emitters"] = False
-
-
-optimize()
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _optimization(request):
-  optimize(request.module.__name__)
-  yield
-  optimize()
+  jax.config.update("jax_disable_most_optimizations", request.module.__name__ not in FULLY_OPTIMIZED)
 
 
 @pytest.fixture(autouse=True)
 def _faults_of_the_reader_are_errors(monkeypatch):
   """Users get a note where the reader of networks meets a form that it does not know; tests get the error."""
   monkeypatch.setattr(tracing, "safety_net", False)
-
-
-if jax.__version_info__ < (0, 11):  # the older emitters take half the time of these; later, there are none
-  from jax._src import compiler
-
-  options_of = compiler.get_compile_options
-
-  def with_older(*args, env_options_overrides=None, **kwargs):
-    return options_of(*args, env_options_overrides=OLDER | (env_options_overrides or {}), **kwargs)
-
-  compiler.get_compile_options = with_older

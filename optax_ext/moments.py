@@ -181,8 +181,8 @@ def scale_by_moments(
       m = moving_average(mu.astype(dtype), g, jnp.asarray(w1, real))
       v = moving_average(nu.astype(real), squared, jnp.asarray(w2, real))
       update = ratio(debiased(Moments(g, m, v))).astype(dtype)
-      # A square of finite gradients that overflowed allows no step. The mean may have overflowed too: ∞/∞ would be NaN.
-      overflowed = (v == jnp.inf) & _is_finite(g)
+      # A square that overflowed allows no step. The correction of a finite mean may overflow too, and ∞/∞ would be NaN.
+      overflowed = (v == jnp.inf) & _is_finite(m)
       return Step(jax.lax.select(overflowed, jnp.zeros_like(update), update), m, v)
 
     moved = once_per_shape(moved, t)

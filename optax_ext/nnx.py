@@ -65,5 +65,6 @@ class BatchNormLogits(nnx.Module):
 
   def __call__(self, logits: jax.Array, use_running_average: bool | None = None) -> jax.Array:
     """Normalised logits; by default with the batch's statistics in training and the running ones in evaluation."""
-    normalized = self.norm(logits, use_running_average=use_running_average)  # float32 at least, as its statistics
+    wide = jnp.asarray(logits, jnp.promote_types(logits.dtype, jnp.float32))  # as Flax gives it back
+    normalized = self.norm(wide, use_running_average=use_running_average)
     return scale_and_shift(normalized, self.scale, self.bias[...], logits, self.dtype)

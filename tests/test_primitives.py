@@ -42,7 +42,7 @@ UNREAD = {
     vary_unreduced_cast_p
   """,
   "memory, other programs and effects": """
-    accum_grad_in_ref addupdate after_all box_get box_set call_exported debug_callback debug_print dce_sink
+    accum_grad_in_ref addupdate after_all array_ref box_get box_set call_exported debug_callback debug_print dce_sink
     dll_constraint empty_ref ffi_call free_ref freeze from_edtype full_to_shard get infeed inspect_sharding
     io_callback log_extend log_read mutable_array new_box new_log new_ref outfeed pin pure_callback shape_assertion
     shard_to_full swap to_edtype unpin unreachable

@@ -33,11 +33,11 @@ ELEMENTWISE = POINTWISE | _names(
   cumlogsumexp cummax cummin cumprod cumsum pmax pmin psum psum_invariant unreduced_pmax unreduced_pmin unreduced_psum
   """
 )
-# The pointwise ones that compute on blocks in a TPU's memory.
+# The pointwise ones that a TPU's kernel can compute on blocks in memory on chip; `tests/test_aot.py` compiles each.
 IN_KERNELS = _names(
   """
-  abs add and convert_element_type copy copy_p div eq exp ge gt integer_pow is_finite le log lt max min mul ne neg not
-  or rsqrt select_n sign sqrt square stop_gradient sub tanh
+  abs add and ceil clamp convert_element_type copy div eq exp exp2 floor ge gt integer_pow is_finite le log
+  logistic lt max min mul ne neg not or round rsqrt select_n sign sqrt square stop_gradient sub tanh xor
   """
 )
 # Noise, which is no input of a network.

@@ -10,12 +10,61 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
+
+from optax_ext.primitives import IN_KERNELS
+from optax_ext.quantize_kernel import Program
 
 pytestmark = pytest.mark.aot
 
 SPEED = pathlib.Path(__file__).parents[1] / "benchmarks" / "speed"
+
+# What a kernel computes of two blocks and a number that all elements share, by primitive.
+_shown = lambda mask, x: lax.select_n(mask, x, x + 1)
+IN_A_KERNEL = {
+  "abs": lambda x, y, n: lax.abs(x),
+  "add": lambda x, y, n: x + y + n,
+  "and": lambda x, y, n: _shown((x > y) & (x > n), x),
+  "ceil": lambda x, y, n: lax.ceil(x),
+  "clamp": lambda x, y, n: lax.clamp(-abs(y), x, abs(y)) + lax.clamp(n, x, jnp.float32(2)),
+  "convert_element_type": lambda x, y, n: x.astype(jnp.bfloat16).astype(jnp.float32) + (x > y).astype(jnp.float32),
+  "copy": lambda x, y, n: lax.copy_p.bind(x),
+  "div": lambda x, y, n: x / y + x / n + n / x,
+  "eq": lambda x, y, n: _shown(lax.eq(x, lax.max(x, y)), x),
+  "exp": lambda x, y, n: lax.exp(x),
+  "exp2": lambda x, y, n: lax.exp2(x),
+  "floor": lambda x, y, n: lax.floor(x),
+  "ge": lambda x, y, n: _shown(x >= n, y),
+  "gt": lambda x, y, n: _shown(x > y, x),
+  "integer_pow": lambda x, y, n: x**3 + y**-2,
+  "is_finite": lambda x, y, n: _shown(lax.is_finite(x), y),
+  "le": lambda x, y, n: _shown(x <= n, y),
+  "log": lambda x, y, n: lax.log(x),
+  "logistic": lambda x, y, n: lax.logistic(x),
+  "lt": lambda x, y, n: _shown(x < y, x),
+  "max": lambda x, y, n: lax.max(x, y) + lax.max(x, n),
+  "min": lambda x, y, n: lax.min(x, y) + lax.min(x, n),
+  "mul": lambda x, y, n: x * y * n,
+  "ne": lambda x, y, n: _shown(x != y, x),
+  "neg": lambda x, y, n: -x,
+  "not": lambda x, y, n: _shown(~(x > y), x),
+  "or": lambda x, y, n: _shown((x > y) | (x > n), x),
+  "round": lambda x, y, n: lax.round(x) + lax.round(x, lax.RoundingMethod.TO_NEAREST_EVEN),
+  "rsqrt": lambda x, y, n: lax.rsqrt(x),
+  "select_n": lambda x, y, n: lax.select_n(x > y, x, y) + lax.select_n(n > 0, x, y),
+  "sign": lambda x, y, n: lax.sign(x),
+  "sqrt": lambda x, y, n: lax.sqrt(x),
+  "square": lambda x, y, n: lax.square(x),
+  "stop_gradient": lambda x, y, n: lax.stop_gradient(x),
+  "sub": lambda x, y, n: x - y - n,
+  "tanh": lambda x, y, n: lax.tanh(x),
+  "xor": lambda x, y, n: _shown((x > y) ^ (x > n), x),
+}
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +116,36 @@ def test_counter_of_traffic(speed, target):
   assert moved(lambda x, y: x + y * y, square, square) == 3
   assert moved(lambda x: jax.lax.optimization_barrier(x + 1) * 2, square) == 4
   assert moved(lambda x: x / jnp.sum(x, 0, keepdims=True), square) == pytest.approx(3, abs=1e-2)
+
+
+def test_kernels_compute_what_the_table_says(speed):
+  """A TPU's compiler takes each primitive of `IN_KERNELS` on float32 blocks; interpreted, each keeps its meaning."""
+  block = jax.ShapeDtypeStruct((32, 128), jnp.float32)
+  every = lambda x, y, n: [f(x, y, n) for f in IN_A_KERNEL.values()]
+  program, results = Program.of(every, (block, block, jax.ShapeDtypeStruct((), jnp.float32)))
+  *blocks, number = program.inputs
+  step = program.elementwise(blocks, results)
+  used = {equation.primitive.name for equation in step.equations} - {"broadcast_in_dim"}
+  assert used == IN_KERNELS
+
+  def kernel(n_ref, x_ref, y_ref, *refs):
+    shared = [n_ref[0] if var is number else n_ref[0] > 0 for var in step.numbers]
+    for ref, result in zip(refs, step(shared, x_ref[...], y_ref[...]), strict=True):
+      ref[...] = result
+
+  def computed(n, x, y, **options):
+    shape = [jax.ShapeDtypeStruct(x.shape, x.dtype)] * len(IN_A_KERNEL)
+    specs = [pl.BlockSpec(memory_space=pltpu.SMEM), pl.BlockSpec(), pl.BlockSpec()]
+    return pl.pallas_call(kernel, in_specs=specs, out_shape=shape, **options)(n, x, y)
+
+  on_tpu = SingleDeviceSharding(speed("targets").devices_of("v5e")[0])
+  args = [jax.ShapeDtypeStruct(shape, jnp.float32, sharding=on_tpu) for shape in ((1,), block.shape, block.shape)]
+  assert "custom-call" in speed("targets").compile_for("v5e", jax.jit(computed).lower(*args)).as_text()
+  x, y = (jax.random.normal(jax.random.key(seed), block.shape) for seed in (0, 1))
+  x = x.at[0, :7].set(jnp.array([jnp.nan, jnp.inf, -jnp.inf, 0.0, -0.0, 0.5, 2.5]))
+  got = computed(jnp.full(1, 0.5), x, y, interpret=True)
+  for name, one, wanted in zip(IN_A_KERNEL, got, every(x, y, jnp.float32(0.5)), strict=True):
+    np.testing.assert_allclose(one, wanted, rtol=1e-6, err_msg=name)
 
 
 def test_collectives_are_counted(speed):

@@ -34,8 +34,8 @@ INTEGERS: Mapping[str, Callable[..., Any]] = {
         "eq": np.equal, "ne": np.not_equal,
         "rem": lambda a, b: np.fmod(a, np.where(b == 0, 1, b)), "sign": np.sign,
         "div": lambda a, b: (a // np.where(b == 0, 1, b)) + ((a % np.where(b == 0, 1, b) != 0) & ((a < 0) != (b < 0))),
-        "and": lambda a, b: a & b, "or": lambda a, b: a | b, "not": lambda a: ~a, "copy": lambda a: a, "device_put": lambda a: a,
-        "clamp": lambda low, x, high: np.clip(x, low, high), "stop_gradient": lambda a: a,
+        "and": lambda a, b: a & b, "or": lambda a, b: a | b, "not": lambda a: ~a, "copy": lambda a: a,
+        "clamp": lambda low, x, high: np.clip(x, low, high), "stop_gradient": lambda a: a, "device_put": lambda a: a,
         "select_n": lambda which, *cases: np.choose(which.astype(int), cases),
     }.items()
 } | {

@@ -13,7 +13,7 @@ def _names(text: str) -> frozenset[str]:
 # before it.
 TRANSPARENT = _names(
   """
-  add add_any convert_element_type copy copy_p device_put layout_constraint mesh_cast name neg optimization_barrier
+  add add_any convert_element_type copy device_put layout_constraint mesh_cast name neg optimization_barrier
   pcast pvary real reduce_precision relayout reshard sharding_constraint stop_gradient with_memory_space_constraint
   """
 )

@@ -87,7 +87,7 @@ def identical(a, b):
   """Whether two trees hold the same bits; arrays may live on different devices."""
 
   def bits(leaf):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return leaf.dtype, np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
 
   return [*map(bits, jax.tree.leaves(a))] == [*map(bits, jax.tree.leaves(b))]

@@ -198,7 +198,7 @@ def test_products():
   )
   assert product.scales(structure) == want
   with pytest.raises(TypeError):
-    Additive() * 2.0
+    _ = Additive() * 2.0
 
 
 def test_scanned_layers_get_one_scale_each():

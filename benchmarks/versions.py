@@ -54,11 +54,11 @@ class Environment:
 
 
 ENVIRONMENTS = {
-  "lowest": Environment("3.11", LOWEST, f"{CORE} {FLAX}"),
+  "lowest": Environment("3.11", LOWEST, f"{CORE} {FLAX}", only="not slow"),
   "3.11": Environment("3.11"),
   "3.12": Environment("3.12"),
   "3.13": Environment("3.13"),
-  "core on 3.11": Environment("3.11", files=CORE),
+  "core on 3.11": Environment("3.11", files=CORE, only="not slow"),
   "pre-releases": Environment("3.13", files=CORE, pre=True, only="not slow"),
 }
 

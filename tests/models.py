@@ -360,7 +360,7 @@ def scanned_nnx():
 
   class Net(nnx.Module):
     def __init__(self, rngs):
-      self.layers = nnx.vmap(Layer, in_axes=0, out_axes=0)(rngs.split(3))
+      self.layers = nnx.split_rngs(splits=3)(nnx.vmap(Layer, in_axes=0, out_axes=0))(rngs)
       self.out = nnx.Linear(4, 2, rngs=rngs)
 
     def __call__(self, x):

@@ -3,7 +3,7 @@
 Property tests draw the same cases in every run, so that a commit passes or fails for good; `benchmarks/fuzz.py` looks
 for new ones.
 
-What one test compiled, the others, and the programs that tests start, read from a folder that is new in every run.
+What one test compiled, the others of its process read from a folder that is new in every run.
 """
 
 import functools
@@ -31,15 +31,11 @@ def with_aot(config):
 
 
 def pytest_configure(config):
-  """Only the process that starts xdist's workers makes the folder; its environment is theirs."""
+  """A folder for each process: jax writes entries in place, and another process would read half of one."""
   if with_aot(config):  # compilers for devices that are not here
     return
-  if not hasattr(config, "workerinput"):
-    config.compiled = tempfile.TemporaryDirectory()
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled.name
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
-  jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
+  config.compiled = tempfile.TemporaryDirectory()
+  jax.config.update("jax_compilation_cache_dir", config.compiled.name)
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

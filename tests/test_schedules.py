@@ -45,14 +45,25 @@ def exact_adafactor(power, t):
 GAINS = {
   "constant": (optax_ext.constant_gain, exact_constant, [0.0, 0.5, 0.9, 0.999]),
   "adam": (optax_ext.adam_gain, exact_adam, [0.0, 0.1, 0.9, 0.99, 0.999, 0.9999]),
-  "adamnx": (optax_ext.adamnx_gain, exact_adamnx, [1e-30, 1e-6, 0.05, 0.3, 0.5, 0.7, 0.9, 0.945, 0.99, 0.999, 0.9999]),
-  "adax": (optax_ext.adax_gain, exact_adax, [1e-7, 1e-5, 1e-4, 1.005e-4, 1e-2, 0.3, 0.5, 2.0, 1e3, 7.5e5]),
+  "adamnx": (
+    optax_ext.adamnx_gain,
+    exact_adamnx,
+    [1e-30, 1e-6, 0.05, 0.24994840694800982, 0.3, 0.5, 0.7, 0.9, 0.945, 0.99, 0.999, 0.9999],
+  ),
+  "adax": (
+    optax_ext.adax_gain,
+    exact_adax,
+    [1e-7, 1e-5, 1e-4, 1.005e-4, 1e-2, 0.3, 0.5, 0.7073951089370635, 2.0, 1e3, 7.5e5],
+  ),
   "adafactor": (optax_ext.adafactor_gain, exact_adafactor, [0.0, 0.5, 0.8, 1.0]),
 }
 
 
 def worst(got, exact):
-  """Relative error over the promised bound, where float32 can hold the value at all."""
+  """Relative error over the promised bound, where float32 can hold the value at all.
+
+  A logarithm of one float, not two, comes to 0.95: the tests ask for less.
+  """
   got, seen = np.broadcast_to(np.asarray(got, np.float64), exact.shape), exact > 1.2e-38
   assert np.all(got[~seen] <= 1.3e-38)
   bound = 1e-6 + 1e-7 * np.abs(np.log(exact[seen]))
@@ -64,7 +75,7 @@ def worst(got, exact):
 def test_gain_accuracy(name, compiled):
   make, exact, values = GAINS[name]
   for value in values:
-    assert worst(compiled(make(value))(jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 1, value
+    assert worst(compiled(make(value))(jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 0.75, value
 
 
 @pytest.mark.parametrize("compiled", [jax.jit, lambda f: f], ids=["jit", "eager"])
@@ -76,7 +87,7 @@ def test_gain_accuracy_of_traced_values(name, compiled):
   drawn = np.random.default_rng(0).uniform(size=60)
   values = [*values, *{"adamnx": 0.5 + drawn / 2, "adax": 10 ** (8 * drawn - 7)}.get(name, ())]
   for value in jnp.asarray(values, jnp.float32):
-    assert worst(gain(value, jnp.asarray(T, jnp.int32)), exact(np.float32(value), Long(1) * T)) <= 1, value
+    assert worst(gain(value, jnp.asarray(T, jnp.int32)), exact(np.float32(value), Long(1) * T)) <= 0.75, value
 
 
 @pytest.mark.parametrize("gain", [optax_ext.adamnx_gain, optax_ext.adax_gain])

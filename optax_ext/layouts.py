@@ -218,9 +218,9 @@ def pick(layout: Layout, dim: int, index: Any) -> Layout:
 
 def row(layout: Layout, dim: int, index: int) -> Layout | None:
   """One position along a dimension, which is gone; `None` where that holds nothing of the leaf."""
-  at = lambda here, others: [here if d == dim else other for d, other in enumerate(others)]
-  ranks = range(len(layout.dims))
-  cut = slice_(layout, at(index, [0 for _ in ranks]), at(1, [old.size for old in layout.dims]), [1 for _ in ranks])
+  starts, sizes = [0] * len(layout.dims), [old.size for old in layout.dims]
+  starts[dim], sizes[dim] = index, 1
+  cut = slice_(layout, starts, sizes, [1] * len(sizes))
   return None if cut is None else drop(cut, (dim,))
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from optax_ext.compare import Optimizer, Problem, Protocol, batches, keys
-from optax_ext.compare.bundled import load
+from optax_ext.compare.problems.named import load
 from optax_ext.compare.run import Runner, Task
 
 

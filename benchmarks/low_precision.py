@@ -24,11 +24,11 @@ import optax
 from flax import linen as nn
 
 import optax_ext
-from optax_ext.compare.bundled import digits
-from optax_ext.compare.data import tiny_shakespeare
+from optax_ext._memory.quantize import quantize_state
+from optax_ext._memory.rounding import stochastic
 from optax_ext.compare.problem import Problem
-from optax_ext.quantize import quantize_state
-from optax_ext.rounding import stochastic
+from optax_ext.compare.problems.bundled import digits
+from optax_ext.compare.problems.data import tiny_shakespeare
 
 RATES = [1e-3, 3e-3, 1e-2]
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)

@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests" / "run"))
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "tests"))
 
 import jax

@@ -22,10 +22,10 @@ import time
 ROOT = pathlib.Path(__file__).parents[1]
 # What depends on jax and optax alone: formulas, reading of networks, storage, kernels.
 CORE = (
-  "alias compiled contract debias golden kernels moments one_pass optax_suites paths primitives quantize "
-  "quantize_kernel rounding schedules sharding softmax stress structure tracing vectors"
+  "common moments sphere memory network/test_structure.py network/test_reader.py run/test_sharding.py test_compiled.py "
+  "test_contract.py test_golden.py test_optax_suites.py test_optimizers.py test_stress.py"
 )
-FLAX = "checkpoints flax tracing_models"
+FLAX = "network/test_reader_models.py run/test_checkpoints.py test_flax.py"
 EVERYTHING = ""
 # The lower bounds of pyproject.toml, and what the tests need beside them.
 LOWEST = [
@@ -41,7 +41,7 @@ class Environment:
   Attributes:
     python: The interpreter's version.
     packages: What pip installs before optax_ext; with none it installs the extra `test`, whose versions are the newest.
-    files: The test files, without `test_`; all where there is none.
+    files: Test files and folders, in `tests`; all where there is none.
     pre: Whether pip takes pre-releases of jax, optax and Flax. Failures then are reported, and are no failures here.
     only: Tests that are run, as pytest's -m has it.
   """
@@ -89,7 +89,7 @@ def run(name: str, folder: pathlib.Path) -> tuple[bool, str]:
     subprocess.run([*pip, "-e", f"{ROOT}[test]"], check=True)
   if environment.pre:
     subprocess.run([*pip, "--upgrade", "--pre", "jax", "jaxlib", "optax", "flax"], check=False)
-  files = [str(ROOT / "tests" / f"test_{file}.py") for file in environment.files.split()]
+  files = [str(ROOT / "tests" / file) for file in environment.files.split()]
   command = [inside, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-rs", *files]
   command += ["-m", environment.only] if environment.only else []
   variables = os.environ | {"JAX_PLATFORMS": "cpu"}

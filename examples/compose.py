@@ -36,12 +36,11 @@ def vector_axes(path: str, leaf: object) -> tuple[int, ...] | None:
 
 b1, b2, eps, rate = 0.9, 0.999, 1e-8, 1e-3
 
-# AdamNX's second moment under EXAdam's debiasing. EXAdam's β₂ᵗ is the weight that the zero start still has in v. With
-# AdamNX's first gain, 1, nothing is left of the start: the debiasing is that for β₂ = 0, where c₂ = 1 and d₁ = 1. Its
+# AdamNX's second moment under EXAdam's debiasing, which asks both gains what they have left of the zero start. Its
 # m̃ + g̃ adds two moments where Adam has one, hence half of Adam's rate.
 adamnx_in_exadam = optax.chain(
   scale_by_moments(
-    constant_gain(b1), adamnx_gain(0.99), debias=cross_moment(b1, 0.0, eps), ratio=accelerated_ratio(eps)
+    constant_gain(b1), adamnx_gain(0.99), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)
   ),
   optax.scale_by_learning_rate(rate / 2),
 )
@@ -49,7 +48,7 @@ adamnx_in_exadam = optax.chain(
 # EXAdam with CaAdam's depth rule: the first layer's steps are the longest. EXAdam's own are about 10 times Adam's.
 exadam_by_depth = optax.chain(
   scale_by_moments(
-    constant_gain(b1), constant_gain(b2), debias=cross_moment(b1, b2, eps), ratio=accelerated_ratio(eps)
+    constant_gain(b1), constant_gain(b2), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)
   ),
   scale_by_structure(ByDepth()),
   optax.scale_by_schedule(log_step_size()),
@@ -71,7 +70,7 @@ all_at_once = optax.chain(
   scale_by_moments(
     constant_gain(b1),
     adamnx_gain(0.99),
-    debias=cross_moment(b1, 0.0, eps),
+    debias=cross_moment(eps=eps),
     ratio=accelerated_ratio(eps),
     square=per_vector(vector_axes),
   ),

@@ -1,45 +1,27 @@
 """Adam's successors, taken apart into optax transformations."""
 
-from optax_ext.alias import adamnx, caadam, exadam, nd_adam
-from optax_ext.convert import convert_moments
-from optax_ext.debias import Debias, Moments, cross_moment, nesterov, standard
-from optax_ext.fused import update_and_apply
-from optax_ext.moments import Ratio, Square, accelerated_ratio, adam_ratio, elementwise, scale_by_moments
-from optax_ext.paths import label_paths, path_string
-from optax_ext.quantize import QuantizedState, quantize_state
-from optax_ext.rounding import Stochastic, stochastic
-from optax_ext.schedules import (
-  Gain,
-  adafactor_gain,
-  adam_gain,
-  adamnx_gain,
-  adax_gain,
-  constant_gain,
-  log_step_size,
-)
-from optax_ext.sharding import state_shardings
-from optax_ext.softmax import l2_logits
-from optax_ext.storage import cast_updates
-from optax_ext.structure import (
-  Additive,
-  ByDepth,
-  LeafFacts,
-  Multiplicative,
-  Rule,
-  Structure,
-  decay_mask,
-  scale_by_structure,
-  structure_from_model,
-  structure_from_params,
-)
-from optax_ext.vectors import (
-  Axes,
-  normalize_vectors,
-  per_vector,
-  project_out_params,
-  renormalize_params,
-  vector_mask,
-)
+from optax_ext._common.dtypes import cast_updates
+from optax_ext._common.paths import label_paths, path_string
+from optax_ext._memory.quantize import QuantizedState, quantize_state
+from optax_ext._memory.rounding import Stochastic, stochastic
+from optax_ext._moments.debias import Debias, Moments, cross_moment, nesterov, standard
+from optax_ext._moments.gains import Gain, adafactor_gain, adam_gain, adamnx_gain, adax_gain, constant_gain
+from optax_ext._moments.log_step import log_step_size
+from optax_ext._moments.ratios import Ratio, Square, accelerated_ratio, adam_ratio, elementwise
+from optax_ext._moments.transform import scale_by_moments
+from optax_ext._network.by_name import structure_from_params
+from optax_ext._network.by_trace import structure_from_model
+from optax_ext._network.facts import LeafFacts
+from optax_ext._network.rules import Additive, ByDepth, Multiplicative, Rule
+from optax_ext._network.structure import Structure
+from optax_ext._network.transforms import decay_mask, scale_by_structure
+from optax_ext._optimizers import adamnx, caadam, exadam, nd_adam
+from optax_ext._run.apply import update_and_apply
+from optax_ext._run.convert import convert_moments
+from optax_ext._run.sharding import state_shardings
+from optax_ext._sphere.axes import Axes, vector_mask
+from optax_ext._sphere.logits import l2_logits
+from optax_ext._sphere.transforms import normalize_vectors, per_vector, project_out_params, renormalize_params
 
 __version__ = "0.1.0"
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from optax_ext.softmax import scale_and_shift
+from optax_ext._sphere.logits import scale_and_shift
 
 
 class BatchNormLogits(nnx.Module):

@@ -1,11 +1,14 @@
 """What several test files use."""
 
 import functools
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 if hasattr(jax, "enable_x64"):
   enable_x64 = jax.enable_x64

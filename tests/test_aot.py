@@ -17,8 +17,8 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import SingleDeviceSharding
 
-from optax_ext.primitives import IN_KERNELS
-from optax_ext.quantize_kernel import Program
+from optax_ext._common.primitives import IN_KERNELS
+from optax_ext._memory.elementwise import Program
 
 pytestmark = pytest.mark.aot
 

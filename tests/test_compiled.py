@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optax_ext
-from optax_ext.once import once_per_shape
+from optax_ext._common.retrace import once_per_shape
 
 PARAMS = {f"Dense_{i}": {"kernel": jnp.zeros((128, 128)), "bias": jnp.zeros(128)} for i in range(5)}
 SIZE = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))

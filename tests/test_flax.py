@@ -13,7 +13,7 @@ import pytest
 
 import optax_ext
 from optax_ext import ByDepth, decay_mask, label_paths
-from optax_ext.paths import by_path, natural_key
+from optax_ext._common.paths import by_path, natural_key
 
 flax = pytest.importorskip("flax")
 nn = pytest.importorskip("flax.linen")

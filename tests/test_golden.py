@@ -1,8 +1,8 @@
 """Agreement with trajectories recorded from the authors' own programs.
 
 The recordings are not part of the project. They are looked for in the folder named by OPTAX_EXT_GOLDEN, else in a
-folder `shared/golden` beside the checkout; where there is none, one test says so. (tests/test_alias.py compares with
-the equations everywhere.)
+folder `shared/golden` beside the checkout; where there is none, one test says so.
+(tests/test_optimizers.py compares with the equations everywhere.)
 """
 
 import importlib.util
@@ -18,7 +18,7 @@ import pytest
 from support import enable_x64
 
 import optax_ext
-from optax_ext.schedules import one_minus_decay_power
+from optax_ext._moments.gains import one_minus_decay_power
 
 GOLDEN = pathlib.Path(os.environ.get("OPTAX_EXT_GOLDEN", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
 CASES = sorted(path.stem for path in GOLDEN.glob("*__*__*.json"))
@@ -26,7 +26,7 @@ CASES = sorted(path.stem for path in GOLDEN.glob("*__*__*.json"))
 
 def test_recordings():
   if not CASES:
-    print(f"No recordings at {GOLDEN}: the trajectories of tests/test_alias.py stand alone.")
+    print(f"No recordings at {GOLDEN}: the trajectories of tests/test_optimizers.py stand alone.")
   else:
     assert len(CASES) == 48
 

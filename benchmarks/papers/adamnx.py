@@ -18,7 +18,7 @@ from laboratory import share_cores, tuned
 
 from optax_ext import Gain, adafactor_gain, adam_gain, adamnx_gain, adax_gain, decay_mask, scale_by_moments
 from optax_ext.compare import Optimizer, Problem, Protocol
-from optax_ext.compare.papers import fashion_mnist
+from optax_ext.compare.problems.papers import fashion_mnist
 
 MATCHED = 0.945  # β₂ for 2,000 steps
 GAINS = {

@@ -25,8 +25,8 @@ from laboratory import report, share_cores, tuned
 
 from optax_ext import Additive, ByDepth, Multiplicative
 from optax_ext.compare import EarlyStopping, Optimizer, Problem, Protocol, ReduceOnPlateau
-from optax_ext.compare.papers import CALIFORNIA, california
 from optax_ext.compare.problem import keys
+from optax_ext.compare.problems.papers import CALIFORNIA, california
 
 RATE = 1e-3
 RULES = {"additive": Additive(0.95), "multiplicative": Multiplicative(5.0), "depth": ByDepth(1.0)}

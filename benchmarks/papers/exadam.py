@@ -18,7 +18,7 @@ from laboratory import report, share_cores, tuned
 
 from optax_ext.compare import Optimizer, Problem, Protocol
 from optax_ext.compare.experiment import resolve
-from optax_ext.compare.papers import GPT, shakespeare
+from optax_ext.compare.problems.papers import GPT, shakespeare
 
 RATE = 1e-4  # of the paper's comparison
 SMALLEST = GPT(block=16, width=16, heads=2, layers=1)

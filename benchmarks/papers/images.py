@@ -19,7 +19,7 @@ from laboratory import report, share_cores, tuned
 
 from optax_ext.compare import Optimizer, Problem, Protocol
 from optax_ext.compare.names import named
-from optax_ext.compare.papers import ResNet, cifar_10, fashion_mnist
+from optax_ext.compare.problems.papers import ResNet, cifar_10, fashion_mnist
 
 CENTRES = {"adadelta": 1.0, "rmsprop": 1e-3}  # optax's other optimizers in EXAdam's table
 FEW = ("adam", "exadam", "caadam_multiplicative", "caadam_depth")

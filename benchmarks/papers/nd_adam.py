@@ -24,7 +24,7 @@ from laboratory import note, report, share_cores, tuned
 
 from optax_ext.compare import Optimizer, Problem, Protocol, batches, keys
 from optax_ext.compare.names import named
-from optax_ext.compare.papers import fashion_mnist
+from optax_ext.compare.problems.papers import fashion_mnist
 
 NAMES = ("adam", "adamw", "sgd", "sgd_l2", "nd_adam")
 PUBLISHED = {"adam": 1e-3, "sgd_l2": 0.1, "nd_adam": 1e-3}

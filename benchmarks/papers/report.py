@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from pages import Pages, badly_chosen, in_words, percent, said, table
 
 from optax_ext.compare import paired
-from optax_ext.compare.papers import CALIFORNIA
+from optax_ext.compare.problems.papers import CALIFORNIA
 from optax_ext.compare.report import mean_of_survivors
 from optax_ext.compare.run import Result
 from optax_ext.compare.statistics import Difference, adjust
@@ -98,8 +98,8 @@ EXADAM = """## EXAdam
 
 Claims: on Shakespeare, all at 1e-4, a training loss of 0.611 where Adam has 1.322; its best validation loss is 1.497,
 but its last, 1.794, is worse than Adam's, 1.567, which still falls. (At Adam's learning rate its steps
-are 7 to 28 times Adam's: `tests/test_alias.py`.) Here the model is smaller and reads the text's first tenth, for 2,000
-steps. Adafactor is optax's, whose steps are relative to the parameters' size, and short at 1e-4.
+are 7 to 28 times Adam's: `tests/test_optimizers.py`.) Here the model is smaller and reads the text's first tenth, for
+2,000 steps. Adafactor is optax's, whose steps are relative to the parameters' size, and short at 1e-4.
 """
 
 IMAGES = """## Images: EXAdam and CaAdam

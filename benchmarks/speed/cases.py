@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import optax
 
 import optax_ext
-from optax_ext.fused import update_and_apply
-from optax_ext.quantize import quantize_state
-from optax_ext.rounding import stochastic
+from optax_ext._memory.quantize import quantize_state
+from optax_ext._memory.rounding import stochastic
+from optax_ext._run.apply import update_and_apply
 
 sys.path.append(str(pathlib.Path(__file__).parents[2] / "examples"))
 

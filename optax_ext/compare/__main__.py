@@ -85,7 +85,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """One comparison for each schedule."""
-  from optax_ext.compare.bundled import load
+  from optax_ext.compare.problems.named import load
 
   rates = parse_rates(options.learning_rates)
   if options.epochs < 1:

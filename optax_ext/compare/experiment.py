@@ -17,85 +17,29 @@ from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem, check_problem, keys
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol, check_whole
+from optax_ext.compare.report import save, summary
+from optax_ext.compare.result import Arm, Outcome
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.statistics import Difference, adjust, paired
 from optax_ext.compare.store import Store
-from optax_ext.compare.tuning import Search, Trial, Tuner, value_of
+from optax_ext.compare.tuning import Trial, Tuner
 
 FIRST_REPORTING_SEED = 1000  # tuning seeds count from 0
 
 
 @dataclasses.dataclass
-class Arm:
-  """One optimizer of a comparison.
+class Comparison(Outcome):
+  """The outcome of `compare`, which can be printed and saved.
 
-  Attributes:
-    optimizer: Which.
-    search: How it was tuned.
-    reported: Its runs at the best trial on the reporting seeds; none where no trial was eligible.
-    single: Its runs at the one learning rate that all share, on the same seeds.
+  Its attributes are those of `Outcome`.
   """
-
-  optimizer: Optimizer
-  search: Search
-  reported: list[Result] = dataclasses.field(default_factory=list)
-  single: list[Result] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class Comparison:
-  """The outcome of `compare`.
-
-  Attributes:
-    problem: What was trained.
-    protocol: How.
-    arms: One an optimizer, in the order given.
-    seeds: The reporting seeds.
-    tuning_seeds: The tuning seeds.
-    single_rate: The learning rate of the single-rate comparison; `None` where there was none.
-    margin: What counts as equal, relative.
-    batching: "map", "vmap" or "step"; what was asked for where all runs were there already.
-    tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
-    at_one_rate: The same, both at `single_rate`.
-  """
-
-  problem: Problem
-  protocol: Protocol
-  arms: dict[str, Arm]
-  seeds: list[int]
-  tuning_seeds: list[int]
-  single_rate: float | None
-  margin: float
-  batching: str
-  tuned: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
-  at_one_rate: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
-
-  def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
-    """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""
-    arm = self.arms[name]
-    results = arm.single if single else arm.reported
-    return [value_of(self.problem, self.protocol, r, split) for r in results] or [math.nan] * len(self.seeds)
-
-  def baselines(self, name: str) -> list[str]:
-    """The optimizers that this one is compared with: its matched baselines, else the first baseline of others."""
-    declared = [b for b in self.arms[name].optimizer.baselines if b in self.arms]
-    first = next(filter(self.is_baseline, self.arms), next(iter(self.arms)))
-    return declared or ([] if name == first or self.is_baseline(name) else [first])
-
-  def is_baseline(self, name: str) -> bool:
-    """Whether another optimizer names this one as its baseline."""
-    return any(name in arm.optimizer.baselines for arm in self.arms.values())
 
   def summary(self) -> str:
     """The comparison in Markdown."""
-    from optax_ext.compare.report import summary
-
     return summary(self)
 
   def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
     """Writes the table of all runs (CSV and JSON), the summary and, where matplotlib is installed, the pictures."""
-    from optax_ext.compare.report import save
-
     return save(self, pathlib.Path(folder))
 
 
@@ -160,7 +104,7 @@ def compare(
     TypeError, ValueError: bad input, in one sentence, before any training.
 
   Example:
-    >>> from optax_ext.compare.bundled import digits
+    >>> from optax_ext.compare.problems.bundled import digits
     >>> found = compare(digits(), ["adam", "exadam"], Protocol(steps=360, evaluate_every=18))  # doctest: +SKIP
     >>> print(found.summary())  # doctest: +SKIP
   """

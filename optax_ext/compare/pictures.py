@@ -7,14 +7,13 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from optax_ext.compare.experiment import Comparison
-from optax_ext.compare.report import curve_of
+from optax_ext.compare.result import Outcome, curve_of
 from optax_ext.compare.tuning import value_of
 
 COLORS = ["black", *[f"C{i}" for i in range(10)]]
 
 
-def save_pictures(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
+def save_pictures(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes the pictures as PNG files."""
   paths = []
   for name, draw in [("curves", curves), ("learning_rates", learning_rates), ("intervals", intervals)]:
@@ -23,7 +22,7 @@ def save_pictures(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.
   return paths
 
 
-def curves(comparison: Comparison) -> Figure:
+def curves(comparison: Outcome) -> Figure:
   """Training loss and the deciding validation metric over steps: median over seeds, in a band from least to most."""
   metric = comparison.problem.metric
   figure, panels = _figure(2)
@@ -40,7 +39,7 @@ def curves(comparison: Comparison) -> Figure:
   return _legend(figure, panels[0])
 
 
-def learning_rates(comparison: Comparison) -> Figure:
+def learning_rates(comparison: Outcome) -> Figure:
   """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled.
 
   The worst tenth of the means lies outside, but no optimizer's best: a rate that is far too large would press all
@@ -79,7 +78,7 @@ def learning_rates(comparison: Comparison) -> Figure:
   return _legend(figure, panel)
 
 
-def intervals(comparison: Comparison) -> Figure:
+def intervals(comparison: Outcome) -> Figure:
   """Differences from the baselines with their intervals, tuned and at one rate; the margin of equality in grey."""
   kinds = [("each at its best learning rate", comparison.tuned)]
   if comparison.at_one_rate and comparison.single_rate:
@@ -107,7 +106,7 @@ def _figure(panels: int) -> tuple[Figure, list[Any]]:
   return figure, list(figure.subplots(1, panels, squeeze=False)[0])
 
 
-def _lines(comparison: Comparison) -> list[tuple[str, str]]:
+def _lines(comparison: Outcome) -> list[tuple[str, str]]:
   """A color and a style of line for each optimizer."""
   return [(COLORS[i % len(COLORS)], "-" if i < len(COLORS) else "--") for i in range(len(comparison.arms))]
 

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from optax_ext.compare.experiment import Comparison
 from optax_ext.compare.grid import width
 from optax_ext.compare.protocol import Protocol
-from optax_ext.compare.run import Result
+from optax_ext.compare.result import Outcome
 from optax_ext.compare.statistics import ENOUGH, Difference, mean_ranks, steps_to
 from optax_ext.compare.store import check_folder
 from optax_ext.compare.tuning import value_of
@@ -20,7 +19,7 @@ from optax_ext.compare.tuning import value_of
 WIDTH_MARGIN = 0.05
 
 
-def rows(comparison: Comparison, curves: bool = False) -> list[dict[str, Any]]:
+def rows(comparison: Outcome, curves: bool = False) -> list[dict[str, Any]]:
   """One row a run: where it belongs, what it was, and every metric at its best checkpoint and at its end."""
   table = []
   for name, arm in comparison.arms.items():
@@ -42,7 +41,7 @@ def rows(comparison: Comparison, curves: bool = False) -> list[dict[str, Any]]:
   return table
 
 
-def save(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
+def save(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   """Writes runs.csv, runs.json, comparisons.json, summary.md and, where matplotlib is installed, the pictures."""
   check_folder(folder)
   table = rows(comparison)
@@ -69,7 +68,7 @@ def save(comparison: Comparison, folder: pathlib.Path) -> list[pathlib.Path]:
   return paths + save_pictures(comparison, folder)
 
 
-def summary(comparison: Comparison) -> str:
+def summary(comparison: Outcome) -> str:
   """The tables that answer the question, in Markdown."""
   problem, protocol = comparison.problem, comparison.protocol
   schedule = protocol.schedule if isinstance(protocol.schedule, str) else "given"
@@ -125,12 +124,12 @@ def summary(comparison: Comparison) -> str:
   return "\n".join(lines) + "\n"
 
 
-def _rates_alone(comparison: Comparison) -> bool:
+def _rates_alone(comparison: Outcome) -> bool:
   """Whether nothing but learning rates was tuned: track A."""
   return all(len(trial) == 1 for arm in comparison.arms.values() for trial in arm.search.trials)
 
 
-def _tried(comparison: Comparison) -> str:
+def _tried(comparison: Outcome) -> str:
   """The settings that track B drew, with the least and the most of each."""
   if _rates_alone(comparison):
     return ""
@@ -152,7 +151,7 @@ def _stopping(protocol: Protocol) -> str:
   return stopping + (f", rate × {plateau.factor} after {plateau.patience} without one" if plateau else "")
 
 
-def steps_to_target(comparison: Comparison, name: str) -> tuple[float, int]:
+def steps_to_target(comparison: Outcome, name: str) -> tuple[float, int]:
   """The median over seeds of the steps to the baseline's best validation value, and how many were censored.
 
   NaN where only some evaluations were kept: the baseline's best is among them, a rival's first that is as good is not.
@@ -175,7 +174,7 @@ def steps_to_target(comparison: Comparison, name: str) -> tuple[float, int]:
   return (float(np.median(steps)), sum(map(math.isinf, steps))) if steps else (math.nan, 0)
 
 
-def _optimizer_rows(comparison: Comparison) -> list[list[str]]:
+def _optimizer_rows(comparison: Outcome) -> list[list[str]]:
   metric = comparison.problem.metric
   header = ["optimizer", "learning rate", "trials", f"{metric} at best checkpoint", f"{metric} at end", "mean rank"]
   header += ["steps to target", "width"]
@@ -236,11 +235,3 @@ def _without_nan(content: Any) -> Any:
   if isinstance(content, list):
     return [_without_nan(value) for value in content]
   return None if isinstance(content, float) and not math.isfinite(content) else content
-
-
-def curve_of(results: list[Result], curve: str) -> tuple[list[int], np.ndarray]:
-  """Steps, and a curve of each run that did not diverge; runs that stopped early keep their last value."""
-  alive = [result for result in results if not result.diverged]
-  steps = sorted({step for result in alive for step in result.steps})
-  # Runs of which only some evaluations were kept have steps of their own: between two of them the curve is a line.
-  return steps, np.array([np.interp(steps, result.steps, result.curves[curve]) for result in alive])

@@ -1,0 +1,22 @@
+"""A marker: a parameter that a kernel has stepped already."""
+
+from typing import Any
+
+import jax
+
+
+class Applied:
+  """A new parameter, where otherwise its update would be.
+
+  Neither an array nor a pytree node, and without operators: a link of a chain that computes with updates fails on it,
+  where it would be wrong to scale or add to a parameter as if it were an update.
+  """
+
+  __slots__ = ("param",)
+
+  def __init__(self, param: jax.Array):
+    self.param = param
+
+  def __getattr__(self, name: str) -> Any:
+    # Not an AttributeError, after which `jnp.ndim` and others go on with a default
+    raise TypeError(f"Applied holds a new parameter in place of an update, and has no {name}.")

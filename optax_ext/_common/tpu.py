@@ -1,0 +1,75 @@
+"""What kernels for TPUs share: which leaves they serve, and how much memory they may take."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.core
+
+from optax_ext._common.dtypes import leaf_dtype
+
+INTERPRETED = False  # tests run kernels as plain programs, on any platform
+LANES, SUBLANES = 128, 16  # a tile of memory; 16 rows for bfloat16, 8 would do for float32
+
+
+def for_tpu(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
+  """Calls the kernel in a program for TPUs, wherever it is compiled, and the other function in all other programs."""
+  if INTERPRETED:
+    return kernel(*args)
+  return jax.lax.platform_dependent(*args, tpu=kernel, default=otherwise)
+
+
+def on_chip() -> int:
+  """Bytes that a kernel may take: TPU v5e and v6e have 128 MiB a core, v5p and v7x 64, v4 has 16.
+
+  What another machine compiles is taken to be for v5 or later.
+  """
+  early = jax.default_backend() == "tpu" and any(v in jax.devices()[0].device_kind for v in ("v2", "v3", "v4"))
+  return (12 if early else 48) * 2**20
+
+
+def splitting_mesh() -> Any:
+  """The mesh axes and their sizes, if any may split the arrays of this program without our doing."""
+  mesh = jax.sharding.get_abstract_mesh()
+  splits = any(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes)
+  return dict(mesh.shape) if splits else None
+
+
+def unfit(*leaves: Any, sublanes: int) -> str:
+  """Why no kernel can serve a leaf, that is its gradient, parameter and what else it reads; nothing where one can."""
+  shape, dtypes = leaves[0].shape, {str(leaf_dtype(leaf)) for leaf in leaves}
+  if not dtypes <= {"float32", "bfloat16"}:
+    return f"its dtypes are {', '.join(sorted(dtypes))}, and the kernel knows float32 and bfloat16"
+  if len(shape) < 2 or shape[-2] % sublanes or shape[-1] % LANES:
+    return f"the last two axes of its shape {shape} are not multiples of {sublanes} and {LANES}"
+  if mesh := splitting_mesh():
+    return f"{mesh} splits it, and a kernel sees whole arrays only: run the step inside jax.shard_map"
+  return ""
+
+
+def thickness(sizes: Sequence[int], vectors: int, elements: int, copies: int) -> int | None:
+  """How many vectors make a block: the most within 2 MiB, or else the fewest, if so many copies fit on the chip."""
+  for size in sizes:
+    nbytes = 4 * size * elements
+    if copies * nbytes <= on_chip() and (nbytes <= 2**21 or size == sizes[-1]) and vectors % size == 0:
+      return size
+  return None
+
+
+def compiler_params() -> Any:
+  """Blocks in any order, and as much of the chip's memory as they may take."""
+  from jax.experimental.pallas import tpu as pltpu  # takes longer to import than all of optax_ext
+
+  return pltpu.CompilerParams(dimension_semantics=("parallel",), vmem_limit_bytes=on_chip() * 7 // 6)
+
+
+def described(x: jax.Array) -> jax.ShapeDtypeStruct:
+  """Shape and dtype and, inside `shard_map`, the mesh axes along which the array varies."""
+  known = inspect.signature(jax.ShapeDtypeStruct).parameters
+  varying: dict[str, Any] = {
+    name: getattr(jax.typeof(x), name)
+    for name in ("manual_axis_type", "vma")  # of jax 0.10, and before
+    if name in known
+  }
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, **varying)

@@ -1,0 +1,1 @@
+"""State and weights in few bytes: stochastic rounding, 8-bit codes."""

@@ -1,0 +1,294 @@
+"""Optimizer states in 8 bits: a wrapper for any optax transformation that has moments."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
+
+from optax_ext._common.applied import Applied
+from optax_ext._common.dtypes import cast_updates
+from optax_ext._common.paths import map_with_paths
+from optax_ext._common.tpu import for_tpu
+from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
+from optax_ext._memory.elementwise import NotServedError, Program
+from optax_ext._memory.step import Stepped, check_codes, rows_of, step_in_xla
+
+
+class QuantizedState(NamedTuple):
+  """The wrapped optimizer's state, its large moments as codes, and for each tree of moments in it a tree of scales.
+
+  A code stands for its share of the largest number of its row or block, which is the scale. A leaf that is kept as it
+  is has a scale of 1.
+  """
+
+  codes: Any
+  scale: tuple[Any, ...]
+
+
+def quantize_state(
+  tx: optax.GradientTransformation,
+  *,
+  signed: Sequence[str] = ("mu", "trace"),
+  unsigned: Sequence[str] = ("nu",),
+  min_size: int = 4096,
+  block: int | None = None,
+  axis: int | None = None,
+  kernel: str | None = None,
+) -> optax.GradientTransformationExtraArgs:
+  """Keeps the moments of any optax optimizer in 8 bits each: 2 bytes of state per parameter where Adam has 8.
+
+      moments = decode(codes, scale)     as float32
+      update, moments = tx.update(g, moments)
+      scale = the largest size in each row or block;     codes = encode(moments, scale)
+
+  Moments are found by the names of their fields in the state, and coded where they are floating-point arrays with the
+  shape of their parameter and `min_size` elements or more. All else stays as it is: counts, scalars, small leaves,
+  ND-Adam's second moment, hyperparameters, accumulated gradients.
+
+  The codes are Dettmers' dynamic ones, 8 bits with about two decimal digits for the largest numbers and one for those
+  10⁴ times smaller. The zero of a moment stays 0, and no second moment becomes 0. With `block=None` there is one scale
+  for each row of the last axis: on TPU and GPU alike a step then moves 22 bytes per float32 parameter, Adam 28.
+
+  A row (or block) that holds ∞ or NaN, or a negative number where there must be none, becomes NaN as a whole.
+
+  Args:
+    tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
+      for a kernel.
+    signed: Fields of the state that hold numbers of both signs.
+    unsigned: Fields that hold numbers that are not negative.
+    min_size: Leaves with fewer elements are kept as they are.
+    block: Elements for each scale, along `axis`; `None` for whole rows of the last axis, as wherever `block` does not
+      divide the axis. Blocks keep an outlier from spoiling its row, but XLA needs more passes over memory for them, 50
+      bytes per parameter and more without `kernel="xla"`.
+    axis: The axis, from the last, −1, along which blocks lie. `None` is what the device at init reads fastest: −2 if
+      `jax.default_backend()` is a TPU, else −1. The state keeps what it began with.
+    kernel: How `update_and_apply` steps a leaf whose step is elementwise, as those of most optimizers are. `"pallas"`:
+      by one kernel on TPUs, 16 bytes per parameter, where there is a scale for each row. `"xla"`: in the shape of
+      blocks, 22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A warning names the
+      coded leaves that are not served. On a mesh call the kernel inside `jax.shard_map`: where no `jax.set_mesh` says
+      that there is one, XLA refuses to partition it.
+
+  Returns:
+    A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so
+    that `state_shardings` and specs of the parameters fit; the layout is in these shapes, and so in a checkpoint.
+    Updates have the parameters' dtypes (the gradients', without parameters). Where a mesh splits the last axis, rows
+    exchange their maxima; blocks along another axis, or that end where a device's part does, exchange nothing. Inside
+    `jax.shard_map` a row must be whole on each device: split other axes, or use blocks.
+
+  Raises:
+    TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
+      with a tree unlike the parameters.
+
+  Example:
+    >>> tx, params = quantize_state(optax.adam(0.1)), {"kernel": jnp.linspace(1, 2, 8192).reshape(64, 128)}
+    >>> state = tx.init(params)
+    >>> for _ in range(3):
+    ...   updates, state = tx.update(jax.tree.map(lambda w: 2 * w, params), state, params)  # the gradient of x²
+    ...   params = optax.apply_updates(params, updates)
+    ...   print(f"{(params['kernel'] ** 2).mean():.3f}")
+    2.043
+    1.774
+    1.525
+    >>> nu, scale = state.codes[0].nu["kernel"], state.scale[1]["kernel"]
+    >>> print(nu.dtype, nu.shape, scale.dtype, scale.shape)
+    uint8 (64, 128) float32 (64, 1)
+
+  References:
+    Dettmers et al., `8-bit Optimizers via Block-wise Quantization <https://arxiv.org/abs/2110.02861>`_, 2022
+  """
+  kinds = _kinds(signed, unsigned)
+  _check_positive("min_size", min_size)
+  if block is not None:
+    _check_positive("block", block)
+  if axis is not None and (not isinstance(axis, int) or axis >= 0):
+    raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {axis!r}.")
+  if kernel not in (None, "xla", "pallas"):
+    raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
+  tx = cast_updates(tx)  # which would have the dtype of decoded moments
+
+  def init(params: optax.Params) -> QuantizedState:
+    moments = _Moments(tx, tx.init(params), kinds)
+    if not moments.trees:
+      raise ValueError(
+        f"The optimizer's state has no field named {', '.join(kinds)} with moments to store in 8 bits; those like the "
+        f"parameters are named {', '.join(moments.fields) or 'nowhere'}: list them in signed or unsigned."
+      )
+
+    moments.check_like(params)
+
+    def is_large(leaf: Any, param: Any) -> bool:
+      if leaf.dtype in CODES:
+        raise ValueError(f"A moment has dtype {leaf.dtype} already, but quantize_state stores floating-point moments.")
+      like_param = leaf.shape == jnp.shape(param) and jnp.issubdtype(leaf.dtype, jnp.floating)
+      return like_param and leaf.ndim > 0 and leaf.size >= min_size
+
+    def first_scale(dtype: Any, leaf: Any, param: Any) -> jax.Array:
+      if not is_large(leaf, param):
+        return jnp.ones((1,) * leaf.ndim, jnp.float32)
+      along = axis or (-2 if jax.default_backend() == "tpu" else -1)
+      return scale_for(unfolded(leaf), scale_shape(leaf.shape, along, block), dtype)
+
+    def first_codes(dtype: Any, leaf: Any, param: Any, scale: jax.Array) -> jax.Array:
+      return encode(unfolded(leaf), scale, dtype) if is_large(leaf, param) else leaf
+
+    unfolded = jax.lax.optimization_barrier  # XLA would work out the maxima of all zeros while it compiles
+    like = [params] * len(moments.trees)
+    scale = moments.map(first_scale, like)
+    return QuantizedState(moments.replaced(moments.map(first_codes, like, scale)), scale)
+
+  def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    return decode(codes, scale) if codes.dtype in CODES else codes
+
+  def new_scale(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    return scale_for(moment, scale.shape, codes.dtype) if codes.dtype in CODES else scale
+
+  def new_codes(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    return encode(moment, scale, codes.dtype) if codes.dtype in CODES else moment
+
+  def update(
+    updates: Any, state: Any, params: Any = None, *, return_applied: bool = False, **extra_args: Any
+  ) -> tuple[Any, Any]:
+    def step(updates: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
+      old = _Moments(tx, state.codes, kinds)
+      updates, new = tx.update(updates, old.replaced(old.map(decoded, state.scale)), params, **extra_args)
+      return updates, old, _Moments(tx, new, kinds)
+
+    in_kernel = steps_of_kernel(updates, state, params, extra_args) if kernel and return_applied else None
+    _, old, new = step(updates, state)
+    scale = new.map(new_scale, old.trees, state.scale)
+    # Codes need the scales, scales need all moments of a row: two passes over memory. Behind the barrier XLA computes
+    # the moments once more from gradients and codes, 6 bytes; it would otherwise keep them from the first pass, 16.
+    updates, state, scale = jax.lax.optimization_barrier((updates, state, scale))
+    updates, old, new = step(updates, state)
+    codes = new.map(new_codes, old.trees, scale)
+    if in_kernel is not None:  # XLA does not compute what is replaced here
+      updates = _replaced(updates, in_kernel, lambda leaf: Applied(leaf.param))
+      codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.codes[i]) for i, tree in enumerate(codes))
+      scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.scales[i]) for i, tree in enumerate(scale))
+    return updates, QuantizedState(new.replaced(codes), scale)
+
+  def steps_of_kernel(updates: Any, state: QuantizedState, params: Any, extra_args: dict[str, Any]) -> Any:
+    """A tree like the updates, of a `Stepped` for each leaf that the kernel serves and `None` for the others."""
+    old = _Moments(tx, state.codes, kinds)
+    args, treedef = jax.tree.flatten((updates, old.replaced(old.map(decoded, state.scale)), params))
+
+    def whole(*args: Any) -> Any:
+      updates, state, params = treedef.unflatten(args)
+      updates, state = tx.update(updates, state, params, **extra_args)
+      return optax.apply_updates(params, updates), _Moments(tx, state, kinds).trees
+
+    program, results = Program.of(whole, args)
+    grads, before, weights = treedef.unflatten(program.inputs)
+    new_weights, new_moments = results
+    moments, count, unserved = _Moments(tx, before, kinds).trees, len(old.trees), []
+
+    def stepped(path: str, grad: Any, param: Any, g: Any, w: Any, new_w: Any, *rest: Any) -> Stepped | None:
+      codes, scales, m, new_m = (list(rest[i * count : (i + 1) * count]) for i in range(4))
+      if not any(getattr(leaf, "dtype", None) in CODES for leaf in codes):
+        return None
+      try:
+        check_codes(codes, scales)
+        step = program.elementwise((g, w, *m), (new_w, *new_m))
+        in_xla = functools.partial(step_in_xla, step)
+        args = program.values(step.numbers), grad, param, codes, scales
+        if kernel == "xla":
+          return in_xla(*args)
+        rows = rows_of(grad, param, scales[0])
+        from optax_ext._memory.kernel import step_in_kernel  # takes longer to import than all of optax_ext
+
+        return for_tpu(functools.partial(step_in_kernel, step, rows=rows), in_xla, *args)
+      except NotServedError as reason:
+        unserved.append(f"{path!r}: {reason}")
+        return None
+
+    trees = grads, weights, new_weights, *old.trees, *state.scale, *moments, *new_moments
+    steps = map_with_paths(stepped, updates, params, *trees)
+    if unserved:
+      warnings.warn(
+        f"quantize_state's kernel={kernel!r} does not serve these leaves, which take a plain step: "
+        f"{'; '.join(unserved)}.",
+        stacklevel=2,
+      )
+    return steps
+
+  return optax.GradientTransformationExtraArgs(init, update)
+
+
+class _Moments:
+  """The trees of moments in a state of `tx`: those like the parameters whose field is named in `kinds`."""
+
+  def __init__(self, tx: optax.GradientTransformation, state: Any, kinds: dict[str, Any]):
+    like_params = optax.tree.map_params(tx, _Tree, state, is_leaf=lambda _: True)
+    leaves, self._treedef = tree_flatten_with_path(like_params)
+    names = [_field(path) if isinstance(leaf, _Tree) else "" for path, leaf in leaves]
+    self._leaves = [leaf.tree if isinstance(leaf, _Tree) else leaf for _, leaf in leaves]
+    self._is_moment = [name in kinds for name in names]
+    self.fields = sorted({name for name in names if name})
+    self.names = [name for name in names if name in kinds]
+    self.dtypes = [kinds[name] for name in self.names]
+    self.trees = [leaf for leaf, is_moment in zip(self._leaves, self._is_moment, strict=True) if is_moment]
+
+  def check_like(self, params: Any) -> None:
+    """Raises `ValueError` for a tree of moments that is not one like the parameters."""
+    for name, tree in zip(self.names, self.trees, strict=True):
+      try:
+        jax.tree.structure(tree, is_leaf=_is_hidden).flatten_up_to(params)
+      except ValueError as error:
+        raise ValueError(
+          f"The optimizer's state has in its field {name!r} a tree unlike the parameters, which cannot be stored in 8 "
+          "bits: leave the field out of signed and unsigned."
+        ) from error
+
+  def map(self, f: Callable[..., Any], *rest: Sequence[Any]) -> tuple[Any, ...]:
+    """`f(dtype of the codes, leaf, ...)` for each leaf of each tree and of the trees in `rest`."""
+    of = lambda dtype: lambda leaf, *others: leaf if _is_hidden(leaf) else f(dtype, leaf, *others)
+    rows = zip(self.dtypes, self.trees, *rest, strict=True)
+    return tuple(jax.tree.map(of(dtype), *trees, is_leaf=_is_hidden) for dtype, *trees in rows)
+
+  def replaced(self, trees: Sequence[Any]) -> Any:
+    """The state with other trees in place of the moments."""
+    new = iter(trees)
+    leaves = zip(self._leaves, self._is_moment, strict=True)
+    return self._treedef.unflatten([next(new) if is_moment else leaf for leaf, is_moment in leaves])
+
+
+def _is_hidden(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
+
+
+def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
+  """A tree with the new leaves of those that the kernel stepped."""
+  hidden = lambda node: node is None or _is_hidden(node)
+  return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
+
+
+class _Tree:
+  """A leaf for jax that holds a tree."""
+
+  def __init__(self, tree: Any):
+    self.tree = tree
+
+
+def _field(path: KeyPath) -> str:
+  """The name of the innermost field on a path through a state."""
+  return next((key.name for key in reversed(path) if isinstance(key, GetAttrKey)), "")
+
+
+def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:
+  """The dtype of the codes of each field."""
+  for name, fields in (("signed", signed), ("unsigned", unsigned)):
+    if isinstance(fields, str) or not all(isinstance(field, str) for field in fields):
+      raise TypeError(f"{name} must be a list or tuple of names of fields, but was {fields!r}.")
+  if both := set(signed) & set(unsigned):
+    raise ValueError(f"The field {min(both)!r} is named both in signed and in unsigned.")
+  return dict.fromkeys(signed, jnp.int8) | dict.fromkeys(unsigned, jnp.uint8)
+
+
+def _check_positive(name: str, value: Any) -> None:
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    raise ValueError(f"{name} must be a positive int, but was {value!r}.")

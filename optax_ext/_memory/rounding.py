@@ -1,0 +1,148 @@
+"""Stochastic rounding of stored moments: up or down by chance, so that the mean of what is stored is what was computed.
+
+Rounded to the nearest bfloat16, a moving average that changes by less than 0.2 % a step does not change at all. Rounded
+up with the probability of its distance from below, it does so on average, and a bfloat16 moment can have β₂ = 0.999.
+
+The random bits of an element are a function of the seed, its leaf's path, its index in the whole leaf and the step.
+They are the same after a restart, in every sharding under `jax.jit`, and whatever generator a program uses elsewhere.
+"""
+
+import dataclasses
+import numbers
+import zlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_ext._common.dtypes import Rounding, Storing, store, to_nearest
+from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, split_axes
+
+# Words of float32 numbers: bfloat16's largest, ∞, NaN, −0. The half of a word that bfloat16 does not have.
+LARGEST, INFINITY, NAN, SIGN, LOWER = np.array([0x7F7F0000, 0x7F800000, 0x7FC00000, 0x80000000, 0xFFFF], np.uint32)
+THREEFRY = "threefry2x32"  # named, so that a program's own choice of generator changes nothing
+
+
+@dataclasses.dataclass(frozen=True)
+class Stochastic(Rounding):
+  """Made by `stochastic`. Not callable: `optax.inject_hyperparams` would take it for a schedule."""
+
+  seed: int
+  axis_name: AxisName = None
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.seed, numbers.Integral) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
+      raise TypeError(f"seed must be an int in [0, 2³²), but was {self.seed!r}.")
+
+  def at(self, t: Any) -> Storing:
+    """How the moments of step t are rounded."""
+    at_step = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed, impl=THREEFRY), t))
+
+    def storing(path: str, m: jax.Array, v: jax.Array, mu_dtype: Any, nu_dtype: Any) -> tuple[jax.Array, jax.Array]:
+      narrow = [_is_bfloat16(path, dtype) for dtype in (mu_dtype, nu_dtype)]
+      if not any(narrow):
+        return to_nearest(path, m, v, mu_dtype, nu_dtype)
+      # Not fold_in: a scalar hash for each of a thousand leaves would cost more than the leaves.
+      key = jax.random.wrap_key_data(at_step ^ jnp.uint32(zlib.crc32(path.encode())), impl=THREEFRY)
+      split = self._split_axes(path, m)
+      if split:
+        key = jax.random.fold_in(key, jax.lax.axis_index(split))
+      # One word an element serves both: its low half rounds m, its high half v.
+      low = high = _words(key, m)
+      if narrow[1] and v.shape != m.shape:
+        if split:
+          raise ValueError(
+            f"The second moment of {path!r} is one number per vector, which the mesh axes {split} may or may not "
+            "split: inside shard_map store it in float32 (nu_dtype=None) when moments are rounded stochastically."
+          )
+        high = _words(jax.random.fold_in(key, 1), v)
+      return (
+        round_to_bfloat16(m, low & LOWER) if narrow[0] else store(m, mu_dtype),
+        round_to_bfloat16(v, high >> 16) if narrow[1] else store(v, nu_dtype),
+      )
+
+    return storing
+
+  def _split_axes(self, path: str, leaf: jax.Array) -> tuple[str, ...]:
+    """The mesh axes, of a shard_map, that split a leaf."""
+    if jax.sharding.get_abstract_mesh().manual_axes and self.axis_name is None:
+      raise ValueError(
+        "Inside jax.shard_map a function sees one device's part of a leaf, and every part would be rounded with the "
+        "same random bits: give stochastic(seed, axis_name=...) the names of the mesh axes that split the leaves, () "
+        "for none."
+      )
+    return split_axes(resolve_names(self.axis_name)(path, leaf))
+
+
+def stochastic(seed: int, *, axis_name: AxisName = None) -> Stochastic:
+  """Rounds stored bfloat16 moments up or down by chance, so that their expectation is exact.
+
+      P(x is rounded up) = (x − below)/(above − below),     E[rounded] = x
+
+  where below and above are the bfloat16 numbers on either side of the float32 number x. What is representable stays, ∞
+  and NaN too; what is finite stays finite, so that the last numbers before ∞ saturate.
+
+  It rounds what is stored in bfloat16: `mu_dtype=jnp.bfloat16`, `nu_dtype=jnp.bfloat16`, the mean of bfloat16
+  parameters. Wider dtypes need no rounding, narrower ones are refused. In float64 arithmetic a moment is first rounded
+  to the nearest float32. Under `jax.vmap` all members share their random bits.
+
+  Args:
+    seed: An int in [0, 2³²). Runs of the same seed repeat, to the bit.
+    axis_name: Inside `jax.shard_map`, where it must be given: the mesh axes that split the leaves, as a name, a tuple
+      of names, or a function `axis_name(path, leaf)` that returns one; `()` for leaves that every device holds whole.
+      The bits then depend on the mesh. Under `jax.jit` none is needed, and they don't.
+
+  Returns:
+    A value for `rounding=` of `scale_by_moments`, `exadam`, `adamnx`, `caadam` and `nd_adam`.
+
+  Raises:
+    TypeError: `seed` is not such an int.
+    ValueError: at update, where moments are stored in float16 or 8 bits, or `axis_name` is missing.
+
+  Example:
+    A second moment that starts at 1 and decays towards 0.5 by 0.05 % in its first step:
+
+    >>> from optax_ext import constant_gain, scale_by_moments
+    >>> params = jnp.zeros(1000)
+    >>> for rounding in (None, stochastic(0)):
+    ...   tx = scale_by_moments(constant_gain(0.9), constant_gain(0.999), nu_dtype=jnp.bfloat16, rounding=rounding)
+    ...   state = tx.init(params)._replace(nu=jnp.ones(1000, jnp.bfloat16))
+    ...   for _ in range(100):
+    ...     _, state = tx.update(params + 0.5**0.5, state)
+    ...   print(f"{state.nu.astype(float).mean():.2f}")  # exact: 0.5 + 0.5·0.999¹⁰⁰ = 0.95
+    1.00
+    0.95
+
+  References:
+    Gupta et al., `Deep Learning with Limited Numerical Precision <https://arxiv.org/abs/1502.02551>`_, 2015
+  """
+  return Stochastic(seed, axis_name)
+
+
+def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
+  """Rounds to one of the two neighbouring bfloat16 numbers, from 16 random bits in a uint32.
+
+  A bfloat16 is the upper half of a float32. A random number is added to the lower half, which is then cut off: the
+  carry comes with the probability that the lower half says, in every binade. In integers throughout, because floating
+  point arithmetic may take subnormal numbers for 0.
+  """
+  word = jax.lax.bitcast_convert_type(store(x, jnp.float32), jnp.uint32)
+  sign, magnitude = word & SIGN, word & ~SIGN
+  carried = jnp.minimum(magnitude, LARGEST) + bits
+  rounded = jnp.where(magnitude < INFINITY, carried, jnp.where(magnitude == INFINITY, INFINITY, NAN)) | sign
+  return jax.lax.bitcast_convert_type(rounded & ~LOWER, jnp.float32).astype(jnp.bfloat16)
+
+
+def _words(key: jax.Array, like: jax.Array) -> jax.Array:
+  """A random uint32 for each element, split over the devices as its elements are."""
+  return jax.random.bits(key, like.shape, jnp.uint32, out_sharding=explicit_sharding(like))
+
+
+def _is_bfloat16(path: str, dtype: Any) -> bool:
+  if dtype == jnp.bfloat16 or jnp.finfo(dtype).bits >= 32:
+    return dtype == jnp.bfloat16
+  raise ValueError(
+    f"Stochastic rounding is to bfloat16, but a moment of {path!r} is stored in {jnp.dtype(dtype)}: give "
+    "jnp.bfloat16 or jnp.float32 for mu_dtype or nu_dtype."
+  )

@@ -1,0 +1,1 @@
+"""From a gradient to a direction: gains, debias rules, ratios, and the transformation that owns the moments."""

@@ -1,0 +1,1 @@
+"""What an optimizer may know of the model: facts about its layers, and rules that use them."""

@@ -1,0 +1,46 @@
+"""Facts about one leaf of a network's parameters."""
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class LeafFacts:
+  """What is known of one leaf of the parameters. Not a pytree node: a tree of facts has the parameters' structure.
+
+  Attributes:
+    path: Its path, as `"block/3/kernel"`.
+    shape: Its shape.
+    layer: Path of the weight whose layer it belongs to: its own for a weight, the weight's for a bias, else `None`.
+    depth: Number of layers before it, from 0; for layers stacked into one leaf an int array, one axis per scan.
+    connections: Weights in its layer, biases left out (a dense layer 8→64 has 512); 0 for a leaf of no layer.
+    contracting_axes: The axes that the layer sums over, so that each vector along them is one unit's input weights;
+      `None` for a leaf that is no weight.
+    stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
+    scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
+    macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
+    uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace.
+    note: What could not be told, and why; mostly empty.
+  """
+
+  path: str
+  shape: tuple[int, ...]
+  layer: str | None
+  depth: int | np.ndarray
+  connections: int
+  contracting_axes: tuple[int, ...] | None
+  stacked_axes: tuple[int, ...] = ()
+  scanned_axes: tuple[int, ...] = ()
+  macs: int = 0
+  uses: tuple[str, ...] = ()
+  note: str = ""
+
+  def __eq__(self, other: object) -> bool:  # the generated one cannot compare arrays of depths
+    if not isinstance(other, LeafFacts):
+      return NotImplemented
+    mine, theirs = ({**vars(facts), "depth": np.asarray(facts.depth).tolist()} for facts in (self, other))
+    return mine == theirs
+
+  def __hash__(self) -> int:
+    return hash((self.path, self.shape, self.layer, self.connections))

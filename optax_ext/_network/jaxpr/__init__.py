@@ -1,0 +1,1 @@
+"""Reads from a model's computation, its jaxpr, how each parameter enters it."""

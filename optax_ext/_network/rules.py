@@ -1,0 +1,191 @@
+"""Rules: from facts about the network to a step scale for every leaf."""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from optax_ext._common.arguments import check_number
+from optax_ext._network.facts import LeafFacts
+from optax_ext._network.scales import is_rule
+from optax_ext._network.structure import Structure
+
+
+class Rule(Protocol):
+  """Turns a `Structure` into a tree of step scales. Not callable: callables look like schedules."""
+
+  def scales(self, structure: Structure) -> Any:
+    """A tree like the parameters, of numbers or of arrays that broadcast against the leaf."""
+    ...
+
+
+class _Multipliable:
+  """Rules multiply: `ByDepth() * Multiplicative()` scales by both."""
+
+  def __mul__(self, other: Any) -> "Product":
+    return Product(self, other) if is_rule(other) else NotImplemented
+
+  def __rmul__(self, other: Any) -> "Product":
+    return Product(other, self) if is_rule(other) else NotImplemented
+
+
+@dataclasses.dataclass(frozen=True)
+class Product(_Multipliable):
+  """The product of two rules."""
+
+  first: Any
+  second: Any
+
+  def scales(self, structure: Structure) -> Any:
+    """The leafwise product."""
+    return jax.tree.map(lambda a, b: a * b, self.first.scales(structure), self.second.scales(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class Additive(_Multipliable):
+  """CaAdam's additive rule: layers with few connections take larger steps, layers with many smaller ones.
+
+      S = 1 + γ·(c̃−c)/(c̃−c_min)  if c ≤ c̃,     1 − γ·(c−c̃)/(c_max−c̃)  otherwise
+
+  c is the number of connections of the leaf's layer; c̃, c_min and c_max are their median, minimum and maximum over the
+  layers. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
+
+  Args:
+    gamma: γ in [0, 1]; S lies in [1−γ, 1+γ].
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in [0, 1].
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import structure_from_params
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    >>> scales = Additive().scales(structure_from_params(params))
+    >>> [round(scales[layer]["kernel"], 2) for layer in "abc"]
+    [1.0, 0.05, 1.95]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 15; γ = 0.95 from its code
+  """
+
+  gamma: Any = 0.95
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "[0, 1]")
+
+  def scales(self, structure: Structure) -> Any:
+    """1 + γσ, see `_positions`."""
+    return jax.tree.map(lambda sigma: 1 + self.gamma * sigma, _positions(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class Multiplicative(_Multipliable):
+  """CaAdam's multiplicative rule.
+
+      S = γ^σ,     σ = (c̃−c)/(c̃−c_min)  if c ≤ c̃,     (c−c̃)/(c_max−c̃)  otherwise
+
+  with the connections c of the leaf's layer and their median c̃, minimum and maximum over the layers. As printed, σ is
+  never negative and every layer but the median one is sped up. `signed=True` makes σ negative for c > c̃, the range
+  −1..1 that a comment in the authors' code promises. Where a numerator is 0, S = 1. A leaf of no layer has S = 1.
+
+  Args:
+    gamma: γ > 0; S lies in [1, γ], or in [1/γ, γ] if signed (for γ ≥ 1).
+    signed: Whether layers of more than median size are slowed down.
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in (0, ∞).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import structure_from_params
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    >>> for rule in Multiplicative(), Multiplicative(signed=True):
+    ...   scales = rule.scales(structure_from_params(params))
+    ...   print([round(scales[layer]["kernel"], 2) for layer in "abc"])
+    [1.0, 5.0, 5.0]
+    [1.0, 0.2, 5.0]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equations 16 and 17; γ = 5 from its code
+  """
+
+  gamma: Any = 5.0
+  signed: bool = False
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "(0, inf)")
+
+  def scales(self, structure: Structure) -> Any:
+    """γ^σ or γ^|σ|, see `_positions`."""
+    return jax.tree.map(lambda sigma: self.gamma ** (sigma if self.signed else abs(sigma)), _positions(structure))
+
+
+@dataclasses.dataclass(frozen=True)
+class ByDepth(_Multipliable):
+  """CaAdam's depth rule: the first layer takes the largest steps, the last unscaled ones.
+
+      S = (1 + γ)^{(d_m − (1+d))/d_m}
+
+  with the depth d of the leaf's layer, from 0, and the number of layers d_m. A leaf of no layer is scaled by its depth
+  too.
+
+  Args:
+    gamma: γ > −1; negative values reverse the order.
+
+  Raises:
+    TypeError, ValueError: `gamma` is not a number in (−1, ∞).
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import structure_from_params
+    >>> shapes = {"a": (8, 64), "b": (64, 32), "c": (32, 1)}
+    >>> params = {name: {"kernel": jnp.ones(shape)} for name, shape in shapes.items()}
+    >>> scales = ByDepth().scales(structure_from_params(params))
+    >>> [round(scales[layer]["kernel"], 3) for layer in "abc"]
+    [1.587, 1.26, 1.0]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 18; γ = 1 from its code
+  """
+
+  gamma: Any = 1.0
+
+  def __post_init__(self) -> None:
+    check_number("gamma", self.gamma, "(-1, inf)")
+
+  def scales(self, structure: Structure) -> Any:
+    """Numbers, and arrays along the scanned axes of stacked layers."""
+    deepest = max(1, structure.num_layers)
+
+    def scale(facts: LeafFacts) -> Any:
+      depth = facts.depth
+      if isinstance(depth, np.ndarray):
+        depth = depth.reshape([n if axis in facts.scanned_axes else 1 for axis, n in enumerate(facts.shape)])
+      return (1 + self.gamma) ** ((deepest - (1 + depth)) / deepest) if structure.num_layers else 1.0
+
+    return jax.tree.map(scale, structure.facts)
+
+
+def _positions(structure: Structure) -> Any:
+  """σ of every leaf: where its layer's connections stand among all layers', from 1 (fewest) over 0 (median) to −1
+  (most).
+
+  Layers stacked by a scan count one by one, copies of a layer as one.
+  """
+  counts = [
+    facts.connections for facts in structure.leaves() if facts.layer == facts.path for _ in range(np.size(facts.depth))
+  ]
+  if not counts:
+    return jax.tree.map(lambda facts: 0.0, structure.facts)
+  low, middle, high = min(counts), float(np.median(counts)), max(counts)
+
+  def position(facts: LeafFacts) -> float:
+    above_low = facts.connections - middle
+    if facts.layer is None or above_low == 0:
+      return 0.0
+    return above_low / (low - middle) if above_low < 0 else above_low / (middle - high)
+
+  return jax.tree.map(position, structure.facts)

@@ -1,0 +1,104 @@
+"""Facts about every leaf of a network's parameters, and what optimizers of other libraries ask of them."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+
+from optax_ext._common.paths import check_paths, map_with_paths, natural_key
+from optax_ext._network.facts import LeafFacts
+from optax_ext._network.scales import check_rule, scales_by_path
+from optax_ext._network.show import plot, table
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+  """Facts about every leaf of a parameter tree. Printing it shows them as a table.
+
+  Attributes:
+    facts: A tree like the parameters, with one `LeafFacts` for each leaf.
+    num_layers: d_m, the number of layers along the deepest path.
+  """
+
+  facts: Any
+  num_layers: int
+
+  def leaves(self) -> list[LeafFacts]:
+    """The facts in natural order of their paths."""
+    return sorted(jax.tree.leaves(self.facts), key=lambda facts: natural_key(facts.path))
+
+  def table(self, rule: Any = None) -> str:
+    """The facts as an aligned table, with the step scale that `rule` gives each leaf.
+
+    Raises:
+      TypeError, ValueError: `rule` is no rule, or a tree of numbers with other paths.
+    """
+    return table(self.leaves(), self.num_layers, None if rule is None else self._scales(rule))
+
+  def __str__(self) -> str:
+    return self.table()
+
+  def plot(self, path: Any, rule: Any = None) -> None:
+    """Draws the layers along depth, with their connections, and their step scales if a rule is given, into a file.
+
+    Stacked layers are drawn one by one. Needs matplotlib.
+
+    Args:
+      path: The picture's file, a `.png` or `.svg` say.
+      rule: What gives each layer its scale S, shown below.
+
+    Raises:
+      TypeError, ValueError: `rule` is no rule, or a tree of numbers with other paths.
+    """
+    plot(self.leaves(), self.num_layers, None if rule is None else self._scales(rule), path)
+
+  def _scales(self, rule: Any) -> dict[str, Any]:
+    check_rule(rule)
+    scales = scales_by_path(rule, self)
+    check_paths("The tree of scales", scales, self.facts)
+    return scales
+
+  def muon_dimension_numbers(self) -> Callable[[Any], Any]:
+    """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
+
+    Stacked axes are in neither, so that Muon treats each layer and each copy by itself.
+
+    Returns:
+      A function from parameters, matched by path, to a tree of `optax.contrib.MuonDimensionNumbers`; `None`, Adam's
+      part, for a leaf that is no weight, whose axes are not known, or that has no output axis.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_ext import structure_from_model
+      >>> params = {"w": jnp.ones((8, 64)), "b": jnp.ones(64)}
+      >>> structure = structure_from_model(lambda p, x: x @ p["w"] + p["b"], params, jnp.ones((1, 8)))
+      >>> structure.muon_dimension_numbers()(params)
+      {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
+      >>> tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=structure.muon_dimension_numbers())
+    """
+
+    def numbers(facts: LeafFacts) -> Any:
+      summed = facts.contracting_axes or ()
+      rest = tuple(axis for axis in range(len(facts.shape)) if axis not in (*summed, *facts.stacked_axes))
+      if not summed or not rest:
+        return None
+      return optax.contrib.MuonDimensionNumbers(reduction_axis=summed, output_axis=rest)
+
+    known = {facts.path: numbers(facts) for facts in self.leaves()}
+
+    def of(params: Any) -> Any:
+      check_paths("The structure", known, params, more=True)
+      return map_with_paths(lambda path, leaf: known[path], params)
+
+    return of
+
+
+def check_structure(structure: Any) -> None:
+  """Raises `TypeError` unless it is a `Structure` or `None`."""
+  if structure is not None and not isinstance(structure, Structure):
+    raise TypeError(
+      "structure must be a Structure, as structure_from_params or structure_from_model returns it, or None, but was a "
+      f"{type(structure).__name__}."
+    )

@@ -1,0 +1,121 @@
+"""What makes use of facts in a chain: step scales, a mask for weight decay."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import optax
+
+from optax_ext._common.dtypes import arithmetic_dtype, real_dtype
+from optax_ext._common.paths import check_no_count, check_paths, map_with_paths, mask_paths
+from optax_ext._network.by_name import _name, structure_from_params
+from optax_ext._network.facts import LeafFacts
+from optax_ext._network.scales import check_rule, scales_by_path
+from optax_ext._network.structure import Structure, check_structure
+
+
+def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.GradientTransformation:
+  """Multiplies every leaf's update by a scale that is constant in time and depends on the leaf's place in the network.
+
+      update ← S · update
+
+  Args:
+    rule: `Additive`, `Multiplicative`, `ByDepth`, a product of rules, any object with their method `scales(structure)`;
+      or the scales themselves, as a tree like the parameters of numbers or of arrays that broadcast against the leaf.
+    structure: The facts; by default `structure_from_params` of the updates. Under `optax.masked` or `optax.partition`
+      that sees the visible leaves alone, where an explicit structure sees all.
+
+  Returns:
+    A stateless transformation. The scales are computed while tracing and become constants of the program.
+
+  Raises:
+    TypeError: `rule` is neither.
+    ValueError: at update, when the scales do not match the updates; the paths are named.
+
+  Example:
+    >>> from optax_ext import ByDepth
+    >>> tx = scale_by_structure(ByDepth())
+    >>> grads = {"Dense_0": {"kernel": jnp.ones((2, 2))}, "Dense_1": {"kernel": jnp.ones((2, 1))}}
+    >>> updates, _ = tx.update(grads, tx.init(grads))
+    >>> print(updates["Dense_0"]["kernel"][0], updates["Dense_1"]["kernel"][0])
+    [1.4142135 1.4142135] [1.]
+
+  References:
+    Genet and Inzirillo, `CaAdam <https://arxiv.org/abs/2410.24216>`_, 2024, Equation 22
+  """
+  check_rule(rule)
+  check_structure(structure)
+
+  def init(params: optax.Params) -> optax.EmptyState:
+    del params
+    return optax.EmptyState()
+
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+    seen = updates if params is None else params  # what has no gradient now is a layer all the same
+    scales = scales_by_path(rule, structure or structure_from_params(seen))
+    check_paths(
+      "The tree of scales" if structure is None else "The structure", scales, seen, more=structure is not None
+    )
+
+    def scale(path: str, update: Any) -> Any:
+      dtype = arithmetic_dtype(update)
+      factor = jnp.asarray(scales[path], real_dtype(dtype))
+      if not _broadcasts(factor.shape, jnp.shape(update)):
+        raise ValueError(
+          f"The scale of leaf {path!r} has shape {factor.shape}, which does not broadcast to the leaf's "
+          f"{jnp.shape(update)}; give a number or an array with size 1 along the other axes."
+        )
+      return factor * jnp.asarray(update, dtype)
+
+    return map_with_paths(scale, updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
+def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
+  """A mask for weight decay that shows weights and embeddings, and hides norms, biases and other small leaves.
+
+  A count of axes cannot tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel three.
+  With a traced structure the leaf's use decides: it is shown if it is looked up, or if a product contracts its axes.
+  The scales of a weight normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name
+  decides, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is
+  not called bias, scale or the like.
+
+  Args:
+    structure: The facts; by default those of `structure_from_params`.
+
+  Returns:
+    A function from a tree to a tree of booleans.
+
+  Raises:
+    TypeError: `structure` is neither a `Structure` nor `None`; in use, a step count instead of a tree.
+    ValueError: in use, when the structure has nothing for a leaf; the path is named.
+
+  Example:
+    >>> layers = {"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8)), "norm": {"scale": jnp.ones((12, 8))}}
+    >>> decay_mask()(layers)
+    {'bias': False, 'kernel': True, 'norm': {'scale': False}}
+    >>> tx = optax.adamw(1e-3, mask=decay_mask())
+  """
+  check_structure(structure)
+
+  def decays(facts: LeafFacts) -> bool:
+    entered = {use.partition("@")[0] for use in facts.uses}
+    if (
+      facts.layer == facts.path or "lookup" in entered or ("product" in entered and facts.contracting_axes is not None)
+    ):
+      return True
+    return not facts.uses and len(facts.shape) > 1 and _name(facts.path).startswith("embedding")
+
+  def mask(tree: Any) -> Any:
+    check_no_count(tree)
+    shown = {facts.path: decays(facts) for facts in (structure or structure_from_params(tree)).leaves()}
+    check_paths("The structure", shown, tree, more=structure is not None)
+    return mask_paths(lambda path, leaf: shown[path], tree)
+
+  return mask
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+  """Whether an array of `shape` broadcasts to one of shape `to`."""
+  return len(shape) <= len(to) and all(a in (1, b) for a, b in zip(shape[::-1], to[::-1], strict=False))

@@ -1,0 +1,1 @@
+"""A training run's state: applied, sharded, moved to another optimizer."""

@@ -1,0 +1,61 @@
+"""Update and apply in one call, so that a kernel may write the new parameters itself.
+
+`optax.apply_updates` reads every parameter once more, to add an update that a kernel has just written to memory. A
+kernel that holds gradient, moments and parameter on chip has the new parameter there already. `update_and_apply` asks
+for it: it passes the extra argument `return_applied=True`, and an optimizer with a kernel answers, leaf by leaf, with
+`Applied(new parameter)` in place of the update.
+"""
+
+from typing import Any
+
+import jax
+import optax
+
+from optax_ext._common.applied import Applied
+
+
+def update_and_apply(
+  tx: optax.GradientTransformation, grads: optax.Updates, state: Any, params: optax.Params, **extra_args: Any
+) -> tuple[Any, Any]:
+  """What `tx.update` and `optax.apply_updates` do together, in one pass over memory where `tx` has a kernel for it.
+
+  A kernel has to have the last word. Through `optax.chain` (as the last link), `masked`, `partition` and
+  `inject_hyperparams` it has. `optax.MultiSteps` takes the plain step; other wrappers that compute with updates
+  (`apply_if_finite`) raise, and want `tx.update`.
+
+  Args:
+    tx: Any optax transformation.
+    grads: The gradients, a tree like `params`.
+    state: The state of `tx`.
+    params: The parameters. Donate them and the state to `jax.jit`, so that they are updated in place.
+    extra_args: Passed on to `tx.update`.
+
+  Returns:
+    The new parameters, in the dtypes of the old, and the new state.
+
+  Raises:
+    TypeError: something computes with the update of a leaf whose kernel has applied it.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> tx, params = optax.sgd(0.1), jnp.array([1.0, 2.0])
+    >>> params, state = update_and_apply(tx, 2 * params, tx.init(params), params)
+    >>> print(params)
+    [0.8 1.6]
+  """
+  if isinstance(tx, optax.GradientTransformationExtraArgs):
+    extra_args = extra_args | {"return_applied": True}
+  try:
+    updates, state = tx.update(grads, state, params, **extra_args)
+  except (TypeError, ValueError, AttributeError) as error:
+    if Applied.__name__ not in str(error):
+      raise
+    raise TypeError(
+      "A fused kernel has applied an update already, but a later link or wrapper computes with it: put the optimizer "
+      "last in its chain, or call `tx.update` and `optax.apply_updates` in place of `update_and_apply`."
+    ) from error
+
+  def apply(param: Any, update: Any) -> Any:
+    return update.param if isinstance(update, Applied) else optax.apply_updates(param, update)
+
+  return jax.tree.map(apply, params, updates, is_leaf=lambda leaf: leaf is None), state

@@ -1,0 +1,1 @@
+"""ND-Adam: weight vectors of unit length, moved along the sphere."""

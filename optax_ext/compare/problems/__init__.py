@@ -1,0 +1,1 @@
+"""Problems to train: data inside packages, and the papers' own."""

@@ -1,0 +1,558 @@
+"""Theorems about facts read from a computation, and what is said where it cannot be read. Plain jax, any version."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from plain_models import PLAIN, check, leaves_by_path, mlp_dict, rand, shared, tree
+
+from optax_ext import ByDepth, structure_from_model
+from optax_ext._network.jaxpr import reader
+from optax_ext._network.jaxpr.reader import Reader
+from optax_ext._network.jaxpr.versions import UnknownFormError, scan
+
+X = rand((2, 4))
+
+
+def read(apply, params, *inputs):
+  return leaves_by_path(structure_from_model(apply, params, *inputs).facts)
+
+
+def brief(facts):
+  return facts.layer, facts.connections, facts.contracting_axes, facts.stacked_axes, np.asarray(facts.depth).tolist()
+
+
+@pytest.mark.parametrize("build", PLAIN, ids=lambda build: build.__name__)
+def test_facts(build):
+  model = build()
+  check(structure_from_model(model.apply, model.params, *model.inputs), model)
+
+
+@pytest.mark.parametrize("build", PLAIN, ids=lambda build: build.__name__)
+@pytest.mark.parametrize("wrap", [jax.jit, jax.checkpoint, lambda f: jax.checkpoint(jax.jit(f))])
+def test_jit_and_checkpoint_change_nothing(build, wrap):
+  model = build()
+  check(structure_from_model(wrap(model.apply), model.params, *model.inputs), model)
+
+
+@pytest.mark.parametrize("build", PLAIN, ids=lambda build: build.__name__)
+def test_casts_change_nothing(build):
+  model = build()
+  cast = lambda tree: jax.tree.map(lambda a: a.astype(jnp.bfloat16) if a.dtype == jnp.float32 else a, tree)
+  apply = lambda p, *inputs: model.apply(cast(p), *cast(inputs))
+  check(structure_from_model(apply, model.params, *model.inputs), model)
+
+
+@pytest.mark.parametrize("build", PLAIN, ids=lambda build: build.__name__)
+def test_names_and_order_change_nothing(build):
+  model = build()
+  names = {old: f"{len(model.params) - i:02d}_" for i, old in enumerate(model.params)}  # the other way round
+  apply = lambda p, *inputs: model.apply({old: p[new] for old, new in names.items()}, *inputs)
+  found = read(apply, {names[old]: tree for old, tree in model.params.items()}, *model.inputs)
+  for path, want in model.facts.items():
+    head, _, tail = path.partition("/")
+    facts = found["/".join([names[head], tail] if tail else [names[head]])]
+    np.testing.assert_array_equal(facts.depth, want.depth)
+    assert (facts.connections, facts.contracting_axes, facts.stacked_axes) == (
+      want.connections,
+      want.contracting,
+      want.stacked,
+    )
+    assert (facts.layer is None) == (want.layer is None)
+
+
+def test_transposing_a_weight_and_its_use_transposes_its_axes():
+  def apply(p, x, order):
+    w = jnp.transpose(p["w"], np.argsort(order))
+    return jnp.einsum("bij,ijkl->bkl", x, w)
+
+  for order in [(0, 1, 2, 3), (3, 1, 0, 2), (2, 3, 0, 1)]:
+    params = {"w": jnp.transpose(rand((2, 3, 4, 5)), order)}
+    facts = read(lambda p, x, order=order: apply(p, x, order), params, rand((2, 2, 3)))["w"]
+    assert set(facts.contracting_axes) == {order.index(0), order.index(1)}
+
+
+def test_a_scanned_stack_is_its_layers_unrolled():
+  def layer(x, p):
+    h = jnp.tanh(x @ p["up"] + p["b"])
+    return x + (h * p["scale"]) @ p["down"], None
+
+  names = tree(up=(4, 6), b=(6,), scale=(6,), down=(6, 4))
+  stacked = jax.tree.map(lambda a: jnp.stack([a] * 3), names)
+
+  def unrolled(p, x):
+    for i in range(3):
+      x, _ = layer(x, p[f"layer_{i}"])
+    return x
+
+  alone = read(unrolled, {f"layer_{i}": names for i in range(3)}, X)
+  scans = {
+    "scan": lambda p, x: lax.scan(layer, x, p)[0],
+    "scan, unrolled twice": lambda p, x: lax.scan(layer, x, p, unroll=2)[0],
+    "fori_loop": lambda p, x: lax.fori_loop(0, 3, lambda i, x: layer(x, jax.tree.map(lambda a: a[i], p))[0], x),
+    "while_loop": lambda p, x: lax.while_loop(
+      lambda c: c[0] < 3, lambda c: (c[0] + 1, layer(c[1], jax.tree.map(lambda a: a[c[0]], p))[0]), (0, x)
+    )[1],
+    "an index each": lambda p, x: unrolled({f"layer_{i}": jax.tree.map(lambda a, i=i: a[i], p) for i in range(3)}, x),
+    "an array of indices": lambda p, x: lax.scan(
+      lambda x, i: layer(x, jax.tree.map(lambda a: jnp.take(a, i, axis=0), p)), x, jnp.arange(3)
+    )[0],
+    "two halves": lambda p, x: lax.scan(
+      layer, layer(x, jax.tree.map(lambda a: a[0], p))[0], jax.tree.map(lambda a: a[1:], p)
+    )[0],
+    "carried": lambda p, x: lax.fori_loop(
+      0, 3, lambda i, c: (c[0], layer(c[1], jax.tree.map(lambda a: a[i], c[0]))[0]), (p, x)
+    )[1],
+    "normalised in a loop": lambda p, x: lax.scan(
+      layer, x, lax.map(lambda p: p | {"up": p["up"] / jnp.linalg.norm(p["up"])}, p)
+    )[0],
+  }
+  for name, apply in scans.items():
+    found = read(apply, stacked, X)
+    for leaf, facts in found.items():
+      each = [alone[f"layer_{i}/{leaf}"] for i in range(3)]
+      assert list(facts.depth) == [one.depth for one in each], (name, leaf)
+      assert facts.connections == each[0].connections, (name, leaf)
+      assert facts.macs == each[0].macs, (name, leaf)
+      assert facts.stacked_axes == facts.scanned_axes == (0,), (name, leaf)
+      axes = each[0].contracting_axes
+      assert facts.contracting_axes == (axes and tuple(axis + 1 for axis in axes)), (name, leaf)
+
+  found = read(lambda p, x: lax.scan(layer, x, p, reverse=True)[0], stacked, X)
+  assert list(found["up"].depth) == [4, 2, 0]
+  found = read(lambda p, x: lax.scan(layer, x, jax.tree.map(lambda a: a[::-1], p))[0], stacked, X)
+  assert list(found["up"].depth) == [4, 2, 0]
+
+
+@pytest.mark.parametrize("order", [[2, 0, 3, 1], [3, 2, 1, 0], [1, 0, 2, 3]])
+def test_a_stack_in_another_order(order):
+  """An array of constants picks the layers of a stack: each has the depth of the iteration that it is picked in."""
+  scanned = lambda ws, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0]
+  for pick in (
+    lambda w: w[jnp.array(order)],
+    lambda w: jnp.take(w, np.array(order), axis=0),
+    lambda w: w[::-1][3 - np.array(order)],
+  ):
+    facts = read(lambda p, x, pick=pick: scanned(pick(p["w"]), x), {"w": rand((4, 4, 4))}, X)["w"]
+    assert list(facts.depth) == np.argsort(order).tolist()
+    assert (facts.contracting_axes, facts.connections) == ((1,), 16)
+
+
+def test_rows_of_an_array_one_by_one():
+  """`for row in array` gives the layers of a stack; so do numbers from a row of positions, in any order."""
+  params = tree(w=(3, 4, 4), side=(4, 2, 4))
+
+  def rows(p, x):
+    for w in p["w"]:
+      x = jnp.tanh(x @ w)
+    first, second = jnp.unstack(p["side"], axis=1)
+    return x @ first @ second
+
+  def positions(p, x):
+    for i in jnp.arange(3):
+      x = jnp.tanh(x @ p["w"][i])
+    for i in jnp.array([0, 1]):
+      x = x @ p["side"][:, i]
+    return x
+
+  for apply in (rows, positions):
+    found = read(apply, params, X)
+    assert brief(found["w"]) == ("w", 16, (1,), (0,), [0, 1, 2])
+    assert brief(found["side"]) == ("side", 16, (0,), (1,), [3, 4])
+
+
+def test_rows_of_what_a_layer_gives():
+  """A bias added to one row of a layer's outputs belongs to the layer."""
+
+  def apply(p, x):
+    first, _ = jnp.unstack(x @ p["w"], axis=0)
+    return first + p["b"]
+
+  found = read(apply, tree(w=(4, 3), b=(3,)), X)
+  assert found["b"].layer == "w"
+
+
+def test_what_a_loop_does_with_constants_of_its_body():
+  """A table of positions that the body closes over picks weights, in each iteration the same."""
+  table = jnp.array([1, 0])
+
+  def apply(p, x):
+    body = lambda x, w: (jnp.tanh(x @ w) @ p["side"][table[0]] @ p["side"][table[1]], None)
+    return lax.scan(body, x, p["w"])[0]
+
+  found = read(apply, tree(w=(2, 4, 4), side=(2, 4, 4)), X)
+  assert list(found["w"].depth) == [0, 3]
+  assert list(found["side"].depth) == [2, 1]
+
+
+@pytest.mark.parametrize(
+  "between",
+  [
+    lambda h: jnp.log2(1 + h * h),
+    lambda h: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h),
+    lambda h: jnp.polyval(jnp.array([1.0, 2.0, 3.0]), h) + jnp.empty_like(h),
+    lambda h: h * jax.grad(lambda h: jnp.tanh(h).sum())(h),  # 1 − tanh²
+    lambda h: h[:, jnp.nonzero(h[0], size=4)[0]],
+    lambda h: h * jnp.searchsorted(jnp.arange(4.0), h),
+    lambda h: lax.custom_root(lambda y: y - h, h, lambda f, y: y - f(y), lambda g, y: y / g(jnp.ones_like(y))),
+  ],
+  ids=["log2", "polynomial", "empty", "derivative of tanh", "nonzero", "searchsorted", "custom_root"],
+)
+def test_operations_between_layers(between):
+  found = read(lambda p, x: between(x @ p["a"] + p["b"]) @ p["c"], tree(a=(4, 4), b=(4,), c=(4, 2)), X)
+  assert [(found[name].layer, found[name].depth) for name in "abc"] == [("a", 0), ("a", 0), ("c", 1)]
+
+
+def test_parameters_inside_a_primitive_that_a_class_defines():
+  """Since jax 0.11 `custom_root` is one equation that hides its program: the weights inside are read."""
+
+  def apply(p, x):
+    solve = lambda f, y: f(y) + y
+    y = lax.custom_root(lambda y: x @ p["a"] - y, x, solve, lambda g, y: -y)
+    return y @ p["c"]
+
+  found = read(apply, tree(a=(4, 4), c=(4, 2)), X)
+  assert [(found[name].layer, found[name].depth) for name in "ac"] == [("a", 0), ("c", 1)]
+
+
+def test_the_order_of_rows_that_are_summed_does_not_matter():
+  order = np.array([2, 0, 3, 1])
+  facts = read(lambda p, x: x @ p["w"][order] @ p["v"][:, order[::-1]], tree(w=(4, 4), v=(4, 4)), X)
+  assert [facts[name].contracting_axes for name in "wv"] == [(0,), (0,)]
+
+
+def test_layers_chosen_by_a_counter():
+  """Branches chosen by a loop's counter count where they are chosen, as if the loop were written out."""
+  params = tree(dense=(2, 4, 4), bias=(2, 4), expert=(2, 4, 4))
+
+  def layer(p, x, i, kind):
+    return jnp.tanh(x @ p["dense"][i] + p["bias"][i]) if kind == 0 else jnp.tanh(jnp.tanh(x @ p["expert"][i]))
+
+  def unrolled(p, x):
+    for i in range(4):
+      x = layer(p, x, i // 2, i % 2)
+    return x
+
+  def scanned(p, x):
+    branches = [lambda x, i, kind=kind: layer(p, x, i, kind) for kind in (0, 1)]
+    step = lambda x, i: (lax.cond(i % 2 == 0, *branches, x, i // 2), None)
+    return lax.scan(step, x, jnp.arange(4))[0]
+
+  def switched(p, x):
+    branches = [lambda x, n=n: layer(p, x, n // 2, n % 2) for n in range(4)]
+    return lax.fori_loop(0, 4, lambda i, x: lax.switch(i, branches, x), x)
+
+  want = structure_from_model(unrolled, params, X)
+  assert np.asarray(want.facts["expert"].depth).tolist() == [1, 3]
+  for apply in (scanned, switched):
+    found = structure_from_model(apply, params, X)
+    assert found.num_layers == want.num_layers == 4
+    for name, facts in leaves_by_path(found.facts).items():
+      assert brief(facts) == brief(want.facts[name]), (apply, name)
+      assert all(0 <= int(depth) < 4 for use in facts.uses for depth in use.split("@")[1].split("..")), facts.uses
+      assert facts.macs == want.facts[name].macs
+
+
+def test_a_learned_query_is_an_input():
+  """With a bias its projection is a layer like that of the keys; what has no bias is one weight, however it is made."""
+  params = tree(query=(3, 4), wq=(4, 2, 5), bq=(2, 5), wk=(4, 2, 5), bk=(2, 5))
+
+  def attention(p, x, order):
+    q = jnp.einsum("qd,dhk->qhk", p["query"], p["wq"]).transpose(order) + p["bq"].transpose(*np.argsort(order)[1:] - 1)
+    k = jnp.einsum("nd,dhk->nhk", x, p["wk"]) + p["bk"]
+    return jnp.einsum("qhk,nhk->hqn", q.transpose(np.argsort(order)), k)
+
+  for order in [(0, 1, 2), (0, 2, 1)]:
+    order = np.array(order)
+    facts = read(lambda p, x, order=order: attention(p, x, order), params, X)
+    assert brief(facts["wq"]) == ("wq", 40, (0,), (), 0)
+    assert brief(facts["wk"]) == ("wk", 40, (0,), (), 0)
+    assert brief(facts["bq"]) == ("wq", 40, None, (), 0)
+    assert facts["query"].contracting_axes is None
+    assert facts["query"].uses == ("elementwise@0",)
+  adapted = lambda p, x: x @ (p["w"] + p["a"] @ p["b"]) @ (p["v"] + p["c"] @ p["d"])
+  facts = read(adapted, tree(w=(4, 3), a=(4, 2), b=(2, 3), v=(3, 1), c=(3, 2), d=(2, 1)), X)
+  assert [facts[name].contracting_axes for name in "wavc"] == [(0,)] * 4
+  assert [facts[name].uses for name in "wavc"] == [("product@0",)] * 2 + [("product@1",)] * 2
+
+
+def test_a_stack_cut_into_groups():
+  group = lambda x, ws: (lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, ws)[0], None)
+  facts = read(lambda p, x: lax.scan(group, x, p["w"].reshape(2, 3, 4, 4))[0], {"w": rand((6, 4, 4))}, X)["w"]
+  assert (list(facts.depth), facts.stacked_axes, facts.contracting_axes) == ([0, 1, 2, 3, 4, 5], (0,), (1,))
+
+
+def test_positions_are_no_bias():
+  """What differs from place to place belongs to no layer, though it is added to a product."""
+  facts = read(
+    lambda p, x: (x @ p["w"] + p["b"] + p["places"]) @ p["v"],
+    tree(w=(4, 3), b=(3,), places=(5, 3), v=(3, 2)),
+    rand((2, 5, 4)),
+  )
+  assert (facts["b"].layer, facts["places"].layer) == ("w", None)
+  assert facts["places"].depth == 0
+
+
+def test_a_bias_after_a_residual_belongs_to_the_deeper_product():
+  def apply(p, x):
+    x = x @ p["v"]
+    return x + jnp.tanh(x) @ p["w"] + p["b"]
+
+  facts = read(apply, tree(v=(4, 4), w=(4, 4), b=(4,)), X)
+  assert (facts["b"].layer, facts["b"].depth) == ("w", 1)
+
+
+def test_experts_stacked_in_the_model():
+  apply = lambda p, x: jnp.einsum("etd,edf->etf", x, jnp.stack([p["a"], p["b"]]))
+  facts = read(apply, tree(a=(4, 3), b=(4, 3)), rand((2, 5, 4)))
+  assert [(facts[name].layer, facts[name].connections, facts[name].macs) for name in "ab"] == [
+    ("a", 12, 60),
+    ("b", 12, 60),
+  ]
+
+
+def test_a_layer_is_named_for_a_leaf_of_its_own():
+  """`a` meets the input alone first, so that the product of `a` and `b` together is a layer of `b`."""
+  apply = lambda p, x: jnp.tanh(x @ p["a"]) @ jnp.concatenate([p["a"], p["b"]], 1)
+  facts = read(apply, tree(a=(4, 4), b=(4, 4)), X)
+  assert (facts["a"].layer, facts["b"].layer) == ("a", "b")
+  assert (facts["a"].connections, facts["b"].connections) == (16, 32)
+
+
+def test_a_loop_over_time_counts_once():
+  params = tree(w=(4, 3), u=(3, 3), b=(3,), out=(3, 2), h0=(3,))
+
+  def rnn(p, xs):
+    step = lambda h, x: (jnp.tanh(x @ p["w"] + h @ p["u"] + p["b"]),) * 2
+    return lax.scan(step, p["h0"], xs)[1] @ p["out"]
+
+  facts = read(rnn, params, rand((7, 4)))
+  assert {name: facts[name].depth for name in facts} == {"w": 0, "u": 0, "b": 0, "h0": 0, "out": 1}
+  assert facts["b"].layer == "w"
+  assert facts["h0"].layer is None
+  assert facts["u"].macs == 7 * 9
+  assert facts["w"].stacked_axes == ()
+
+
+@pytest.mark.parametrize(
+  "spelling", ["one loop", "a loop a layer", "input products before the loop", "layers over time"]
+)
+def test_recurrent_weights_are_as_deep_as_what_their_products_are_added_to(spelling):
+  """Three layers of tanh(w·x + u·h) and a head; hidden states start as zeros, which have no depth of their own."""
+  layer = lambda p, h, wx: (jnp.tanh(wx + h @ p["u"]),) * 2
+  blocks = [tree(w=(3, 3), u=(3, 3)) for _ in range(3)]
+  params, xs, zeros = {"blocks": blocks, "out": jnp.ones((3, 2))}, rand((7, 4, 3)), jnp.zeros((4, 3))
+
+  def one_loop(p, xs):
+    def cell(hidden, x):
+      new = []
+      for block, h in zip(p["blocks"], hidden, strict=True):
+        x, _ = layer(block, h, x @ block["w"])
+        new.append(x)
+      return new, x
+
+    return lax.scan(cell, [zeros] * 3, xs)[1]
+
+  def loop_a_layer(p, xs):
+    for block in p["blocks"]:
+      _, xs = lax.scan(lambda h, x, block=block: layer(block, h, x @ block["w"]), zeros, xs)
+    return xs
+
+  def products_before(p, xs):
+    for block in p["blocks"]:
+      _, xs = lax.scan(lambda h, wx, block=block: layer(block, h, wx), zeros, xs @ block["w"])
+    return xs
+
+  def layers_over_time(p, xs):
+    body = lambda xs, block: (lax.scan(lambda h, x: layer(block, h, x @ block["w"]), zeros, xs)[1], None)
+    return lax.scan(body, xs, p["blocks"])[0]
+
+  spellings = {"one loop": one_loop, "a loop a layer": loop_a_layer, "input products before the loop": products_before}
+  if spelling == "layers over time":
+    params["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+  hidden = spellings.get(spelling, layers_over_time)
+  facts = read(lambda p, xs: hidden(p, xs)[-1] @ p["out"], params, xs)
+  assert facts["out"].depth == 3
+  if spelling == "layers over time":
+    assert np.array_equal(facts["blocks/w"].depth, [0, 1, 2])
+    assert np.array_equal(facts["blocks/u"].depth, [0, 1, 2])
+  else:
+    assert [facts[f"blocks/{i}/{name}"].depth for i in range(3) for name in "wu"] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize("cast", [jnp.float32, jnp.bfloat16])
+def test_a_loss_and_its_penalty(cast):
+  model = mlp_dict()
+  loss = lambda p, x: jnp.mean(model.apply(p, x).astype(cast) ** 2) + sum(jnp.sum(w**2) for w in jax.tree.leaves(p))
+  check(structure_from_model(loss, model.params, *model.inputs), model)
+
+
+def test_a_gradient_is_refused():
+  model = mlp_dict()
+  loss = lambda p, x: jnp.mean(model.apply(p, x) ** 2)
+  for apply in (jax.grad(loss), jax.value_and_grad(loss)):
+    with pytest.raises(ValueError, match="forward function"):
+      structure_from_model(apply, model.params, *model.inputs)
+
+
+def test_uses_are_listed():
+  model = shared()
+  facts = read(model.apply, model.params, *model.inputs)["again"]
+  assert facts.uses == ("product@1", "product@2", "product@3")
+  assert facts.macs == 3 * 2 * 16
+
+
+def test_nothing_is_computed():
+  shapes = jax.ShapeDtypeStruct((1 << 20, 1 << 20), jnp.float32)  # 4 TiB
+  facts = read(
+    lambda p, x: jnp.tanh(x @ p["w"]) @ p["w"].T, {"w": shapes}, jax.ShapeDtypeStruct((8, 1 << 20), jnp.float32)
+  )
+  assert facts["w"].connections == 1 << 40
+
+
+def test_other_arguments_are_passed_on():
+  def apply(p, batch, train, steps, *, key=None):
+    assert train is True
+    for _ in range(steps):
+      batch = {"x": jnp.tanh(batch["x"] @ p["w"])}
+    return batch["x"] + 1
+
+  assert read(apply, {"w": rand((4, 4)), "f": jnp.tanh, "none": None}, {"x": X}, True, 3)["w"].uses[-1] == "product@2"
+  noisy = lambda p, key, x: x @ (p["mean"] + p["deviation"] * jax.random.normal(key, (4, 3)))
+  for key in (jax.random.key(0), jax.random.PRNGKey(0)):  # noise is no input
+    facts = read(noisy, tree(mean=(4, 3), deviation=(4, 3)), key, X)
+    assert facts["mean"].contracting_axes == facts["deviation"].contracting_axes == (0,)
+
+
+def said(apply, params, *inputs):
+  """What is warned of, and the facts."""
+  with pytest.warns(UserWarning, match="could not see") as caught:
+    structure = structure_from_model(apply, params, *inputs)
+  return str(caught[0].message), structure
+
+
+def callback(p, x):
+  return jax.pure_callback(lambda w, x: x @ w, jax.ShapeDtypeStruct((2, 3), jnp.float32), p["w"], x)
+
+
+@pytest.mark.parametrize(
+  ("apply", "reason"),
+  [
+    (lambda p, x: x, "never used"),
+    (callback, "pure_callback"),
+    (lambda p, x: lax.linalg.triangular_solve(p["w"][:3], x[:, :3].T, left_side=True), "triangular_solve"),
+    (lambda p, x: x @ lax.linalg.qr(p["w"])[0], "qr"),
+    (lambda p, x: x @ jnp.zeros((4, 3)).at[jnp.array([0, 2])].set(p["w"][:2]), "scatter"),
+    (lambda p, x: x @ p["w"][jnp.array([0, 1, 1, 3])], "array of constants"),
+    (lambda p, x: x @ lax.pad(p["w"][:2], 0.0, [(0, 1, 1), (0, 0, 0)]), "between its entries"),
+    (lambda p, x: lax.fori_loop(0, x.sum().astype(int), lambda i, h: h + x[:, :3] @ p["w"][i], x[:, 0]), "indexed"),
+  ],
+)
+def test_what_cannot_be_seen_is_said(apply, reason):
+  message, structure = said(apply, {"w": rand((4, 3))}, X)
+  [facts] = structure.leaves()
+  assert "'w'" in message
+  assert reason in message
+  assert reason in facts.note
+  assert reason in str(structure)
+  assert (facts.connections, facts.contracting_axes) == (12, (0,))  # from path and shape
+
+
+@pytest.mark.parametrize(
+  "apply",
+  [
+    lambda p, x: jnp.einsum("bi,aio->bao", x[:, :2], p["w"].reshape(2, 2, 3)),
+    lambda p, x: jnp.einsum("bgi,gio->bgo", x.reshape(2, 2, 2), p["w"].reshape(2, 2, 3)),
+    lambda p, x: x[:, :2] @ p["w"][:2],
+  ],
+)
+def test_an_axis_partly_contracted_is_none(apply):
+  message, structure = said(apply, {"w": rand((4, 3))}, X)
+  assert structure.facts["w"].contracting_axes is None
+  assert "axis 0 is only partly contracted" in message
+
+
+def test_contracted_in_two_ways_is_none():
+  message, structure = said(lambda p, x: x @ (p["w"] + p["w"].T), {"w": rand((4, 4))}, X)
+  assert structure.facts["w"].contracting_axes is None
+  assert "two ways" in message
+
+
+def test_pallas_is_not_looked_into():
+  from jax.experimental import pallas as pl
+
+  def kernel(x_ref, w_ref, o_ref):
+    o_ref[...] = x_ref[...] @ w_ref[...]
+
+  call = pl.pallas_call(kernel, out_shape=jax.ShapeDtypeStruct((2, 4), jnp.float32))
+  message, structure = said(lambda p, x: call(x, p["w"]) @ p["out"], tree(w=(4, 4), out=(4, 2)), X)
+  assert "pallas_call" in message
+  assert "'out'" not in message
+  assert structure.facts["out"].contracting_axes == (0,)
+
+
+def test_what_is_guessed_is_no_deeper_than_the_network():
+  """Its path says that it is the third weight of three; the network is one layer deep. Nothing seen: all is."""
+  solve = lambda p, x: jnp.linalg.solve(p["z"], (x @ p["a"] + x @ p["b"]).T).T
+  _, structure = said(solve, tree(a=(4, 4), b=(4, 4), z=(4, 4)), X)
+  assert (structure.num_layers, structure.facts["z"].depth) == (1, 0)
+  _, structure = said(lambda p, x: callback({"w": callback(p, p["v"])}, x), tree(w=(4, 4), v=(4, 3)), X)
+  assert (structure.num_layers, structure.facts["w"].depth) == (2, 1)
+
+
+def test_a_primitive_of_another_version_stops_nothing(monkeypatch):
+  monkeypatch.setattr(reader, "safety_net", True)
+  monkeypatch.setitem(reader._HANDLERS, "dot_general", lambda *_: 1 / 0)
+  message, structure = said(lambda p, x: x @ p["w"], {"w": rand((4, 3))}, X)
+  assert "dot_general" in message
+  assert structure.facts["w"].contracting_axes == (0,)
+
+
+def test_a_loop_in_an_unknown_form(monkeypatch):
+  """An error in tests; a note, and no wrong facts, for users."""
+  eqn = jax.make_jaxpr(lambda x: lax.scan(lambda c, _: (c, None), x, length=2)[0])(X).eqns[0]
+  monkeypatch.setattr(reader, "scan", lambda _: scan(eqn.replace(params={"length": 2, "parts": ()})))
+  model = lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0] @ p["out"]
+  params = tree(w=(3, 4, 4), out=(4, 2))
+  with pytest.raises(UnknownFormError, match="length, parts"):
+    structure_from_model(model, params, X)
+  monkeypatch.setattr(reader, "safety_net", True)
+  message, structure = said(model, params, X)
+  assert "UnknownFormError: a scan with the parameters length, parts" in message
+  assert "'out'" not in message
+  assert structure.facts["out"].contracting_axes == (0,)
+
+
+def test_facts_compare_and_hash():
+  params = {"w": rand((3, 4, 4))}
+  apply = lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0]
+  one, two = structure_from_model(apply, params, X), structure_from_model(apply, params, X)
+  other = structure_from_model(lambda p, x: apply({"w": p["w"][::-1]}, x), params, X)
+  assert one == two
+  assert one != other
+  assert len({one.facts["w"], two.facts["w"]}) == 1
+  np.testing.assert_allclose(ByDepth().scales(one)["w"].ravel(), 2 ** (np.array([2, 1, 0]) / 3))
+
+
+def test_time_is_linear(monkeypatch):
+  """Work, not seconds: a model of twice the layers takes twice the equations and uses, and no more."""
+  counts, equation = [], Reader.equation
+  for layers in (10, 20):
+    params = {f"w{i}": rand((4, 4)) for i in range(layers)}
+
+    def apply(p, x):
+      for w in p.values():
+        x = jnp.tanh(x @ w)
+      return x
+
+    calls = []
+
+    def counted(self, eqn, ins, calls=calls):
+      calls.append(eqn)
+      return equation(self, eqn, ins)
+
+    monkeypatch.setattr(Reader, "equation", counted)
+    read(apply, params, X)
+    counts.append(len(calls))
+  assert counts[1] == 2 * counts[0]

@@ -39,17 +39,13 @@ b1, b2, eps, rate = 0.9, 0.999, 1e-8, 1e-3
 # AdamNX's second moment under EXAdam's debiasing, which asks both gains what they have left of the zero start. Its
 # m̃ + g̃ adds two moments where Adam has one, hence half of Adam's rate.
 adamnx_in_exadam = optax.chain(
-  scale_by_moments(
-    constant_gain(b1), adamnx_gain(0.99), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)
-  ),
+  scale_by_moments(constant_gain(b1), adamnx_gain(0.99), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)),
   optax.scale_by_learning_rate(rate / 2),
 )
 
 # EXAdam with CaAdam's depth rule: the first layer's steps are the longest. EXAdam's own are about 10 times Adam's.
 exadam_by_depth = optax.chain(
-  scale_by_moments(
-    constant_gain(b1), constant_gain(b2), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)
-  ),
+  scale_by_moments(constant_gain(b1), constant_gain(b2), debias=cross_moment(eps=eps), ratio=accelerated_ratio(eps)),
   scale_by_structure(ByDepth()),
   optax.scale_by_schedule(log_step_size()),
   optax.scale_by_learning_rate(rate / 10),

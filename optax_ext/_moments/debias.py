@@ -75,7 +75,7 @@ def standard(b1: Scalar | None = None, b2: Scalar | None = None) -> Debias:
   """
   if b1 is None and b2 is None:
     return DebiasOfGains(standard)
-  _check_rates(b1, b2)
+  b1, b2 = _checked(b1, b2)
 
   def rule(t: Any) -> Callable[[Moments], Moments]:
     c1, c2 = one_minus_decay_power(b1, t), one_minus_decay_power(b2, t)
@@ -122,7 +122,7 @@ def cross_moment(b1: Scalar | None = None, b2: Scalar | None = None, eps: Scalar
   check_number("eps", eps)
   if b1 is None and b2 is None:
     return DebiasOfGains(lambda b1, b2: cross_moment(b1, b2, eps))
-  _check_rates(b1, b2)
+  b1, b2 = _checked(b1, b2)
 
   def rule(t: Any) -> Callable[[Moments], Moments]:
     c1, c2 = one_minus_decay_power(b1, t), one_minus_decay_power(b2, t)
@@ -167,8 +167,7 @@ def nesterov(b1: Scalar, b2: Scalar) -> Debias:
     Dozat, `Incorporating Nesterov Momentum into Adam <https://openreview.net/pdf?id=OM0jvwB8jIp57ZJjtNEZ>`_, 2016, as
     `optax.nadam` computes it
   """
-  _check_rates(b1, b2)
-  correct = standard(b1, b2)
+  correct = standard(*_checked(b1, b2))
 
   def rule(t: Any) -> Callable[[Moments], Moments]:
     corrected = correct(t)
@@ -186,9 +185,10 @@ def nesterov(b1: Scalar, b2: Scalar) -> Debias:
   return rule
 
 
-def _check_rates(b1: Any, b2: Any) -> None:
+def _checked(b1: Any, b2: Any) -> tuple[Scalar, Scalar]:
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  return b1, b2
 
 
 def abs_sq(x: jax.Array) -> jax.Array:

@@ -72,6 +72,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
     states = States(*state)
     mu, nu = states.moments.mu, states.moments.nu
     of_rest = states._replace(moments=states.moments._replace(mu=part(False, mu), nu=part(False, nu)))
+    new: Any
     rest, new = chain.update(part(False, updates), tuple(of_rest), None if params is None else part(False, params))
     new = States(*new)
     now = spec.now(states, new.moments.count)

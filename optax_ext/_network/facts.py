@@ -22,6 +22,8 @@ class LeafFacts:
     macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
     uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace.
     note: What could not be told, and why; mostly empty.
+    groups: Into how many groups the layer's outputs divide, each with inputs of its own; 1 for most.
+    normalised: Whether the trace shows that a normaliser of its own follows each unit, as batch norm does.
   """
 
   path: str
@@ -35,6 +37,8 @@ class LeafFacts:
   macs: int = 0
   uses: tuple[str, ...] = ()
   note: str = ""
+  groups: int = 1
+  normalised: bool = False
 
   def __eq__(self, other: object) -> bool:  # the generated one cannot compare arrays of depths
     if not isinstance(other, LeafFacts):

@@ -8,9 +8,9 @@ from jax import lax
 from plain_models import PLAIN, check, leaves_by_path, mlp_dict, rand, shared, tree
 
 from optax_ext import ByDepth, structure_from_model
-from optax_ext._network.jaxpr import reader
+from optax_ext._network.jaxpr import control, model, reader
 from optax_ext._network.jaxpr.reader import Reader
-from optax_ext._network.jaxpr.versions import UnknownFormError, scan
+from optax_ext._network.jaxpr.versions import UnknownFormError, scan_form
 
 X = rand((2, 4))
 
@@ -442,11 +442,6 @@ def callback(p, x):
     (lambda p, x: x, "never used"),
     (callback, "pure_callback"),
     (lambda p, x: lax.linalg.triangular_solve(p["w"][:3], x[:, :3].T, left_side=True), "triangular_solve"),
-    (lambda p, x: x @ lax.linalg.qr(p["w"])[0], "qr"),
-    (lambda p, x: x @ jnp.zeros((4, 3)).at[jnp.array([0, 2])].set(p["w"][:2]), "scatter"),
-    (lambda p, x: x @ p["w"][jnp.array([0, 1, 1, 3])], "array of constants"),
-    (lambda p, x: x @ lax.pad(p["w"][:2], 0.0, [(0, 1, 1), (0, 0, 0)]), "between its entries"),
-    (lambda p, x: lax.fori_loop(0, x.sum().astype(int), lambda i, h: h + x[:, :3] @ p["w"][i], x[:, 0]), "indexed"),
   ],
 )
 def test_what_cannot_be_seen_is_said(apply, reason):
@@ -457,6 +452,33 @@ def test_what_cannot_be_seen_is_said(apply, reason):
   assert reason in facts.note
   assert reason in str(structure)
   assert (facts.connections, facts.contracting_axes) == (12, (0,))  # from path and shape
+
+
+@pytest.mark.parametrize(
+  ("apply", "reason"),
+  [
+    (lambda p, x: x @ lax.linalg.qr(p["w"])[0][:, :3], "qr"),
+    (lambda p, x: x @ jnp.zeros((4, 3)).at[jnp.array([0, 2])].set(p["w"][:2]), "scatter"),
+    (lambda p, x: x @ jnp.zeros((4, 4)).at[np.triu_indices(4, 1)].set(p["w"].ravel()[:6])[:, :3], "scatter"),
+    (lambda p, x: x @ p["w"][jnp.array([0, 1, 1, 3])], "array of constants"),
+    (lambda p, x: x @ lax.pad(p["w"][:2], 0.0, [(0, 1, 1), (0, 0, 0)]), "between its entries"),
+    (lambda p, x: lax.fori_loop(0, x.sum().astype(int), lambda i, h: h + x[:, :3] @ p["w"][i], x[:, 0]), "indexed"),
+  ],
+)
+def test_a_layer_of_which_the_axes_are_not_known(apply, reason):
+  """It keeps its layer, its bias and its depth, and no axes are guessed for it."""
+  params = {"w": rand((4, 3)), "b": rand((3,) if reason != "indexed" else (2,)), "v": rand((4, 4)), "out": rand((2, 2))}
+  model = lambda p, x: p["out"] @ (apply(p, jnp.tanh(x @ p["v"])) + p["b"]).reshape(2, -1)
+  message, structure = said(model, params, X)
+  facts = structure.facts
+  assert "'w'" in message
+  assert reason in message
+  assert reason in facts["w"].note
+  assert "guessed" not in str(structure)
+  assert (facts["w"].layer, facts["w"].connections, facts["w"].contracting_axes) == ("w", 12, None)
+  assert [facts[name].depth for name in ("v", "w", "b", "out")] == [0, 1, 1, 2]
+  if reason != "indexed":  # what a loop adds up is no single product's
+    assert (facts["b"].layer, facts["b"].connections) == ("w", 12)
 
 
 @pytest.mark.parametrize(
@@ -503,7 +525,7 @@ def test_what_is_guessed_is_no_deeper_than_the_network():
 
 def test_a_primitive_of_another_version_stops_nothing(monkeypatch):
   monkeypatch.setattr(reader, "safety_net", True)
-  monkeypatch.setitem(reader._HANDLERS, "dot_general", lambda *_: 1 / 0)
+  monkeypatch.setitem(model.RULES, "dot_general", lambda *_: 1 / 0)
   message, structure = said(lambda p, x: x @ p["w"], {"w": rand((4, 3))}, X)
   assert "dot_general" in message
   assert structure.facts["w"].contracting_axes == (0,)
@@ -512,7 +534,7 @@ def test_a_primitive_of_another_version_stops_nothing(monkeypatch):
 def test_a_loop_in_an_unknown_form(monkeypatch):
   """An error in tests; a note, and no wrong facts, for users."""
   eqn = jax.make_jaxpr(lambda x: lax.scan(lambda c, _: (c, None), x, length=2)[0])(X).eqns[0]
-  monkeypatch.setattr(reader, "scan", lambda _: scan(eqn.replace(params={"length": 2, "parts": ()})))
+  monkeypatch.setattr(control, "scan_form", lambda _: scan_form(eqn.replace(params={"length": 2, "parts": ()})))
   model = lambda p, x: lax.scan(lambda x, w: (x @ w, None), x, p["w"])[0] @ p["out"]
   params = tree(w=(3, 4, 4), out=(4, 2))
   with pytest.raises(UnknownFormError, match="length, parts"):
@@ -556,3 +578,357 @@ def test_time_is_linear(monkeypatch):
     read(apply, params, X)
     counts.append(len(calls))
   assert counts[1] == 2 * counts[0]
+
+
+# Programs that write a product in other ways
+
+
+def layers(apply, params, *inputs):
+  """Each leaf's layer, depth and axes, and the number of layers."""
+  structure = structure_from_model(apply, params, *inputs)
+  facts = leaves_by_path(structure.facts)
+  found = {
+    path: (f.layer, np.asarray(f.depth).tolist(), f.contracting_axes, f.stacked_axes) for path, f in facts.items()
+  }
+  return found, structure.num_layers
+
+
+def test_a_loop_that_carries_a_sum_of_parameters():
+  """Beside the activations; some rows of a stack meet in one value."""
+
+  def apply(p, x):
+    body = lambda c, q: ((c[0] @ q["w"], c[1] + q["d"].sum()), None)
+    return jnp.multiply(*lax.scan(body, (x, 0.0), p)[0])
+
+  found, _ = layers(apply, tree(w=(3, 4, 4), d=(3, 4)), X)
+  assert found["w"] == ("w", [0, 1, 2], (1,), (0,))
+  assert found["d"][0] is None
+
+  def over_time(p, xs):  # this one counts once
+    body = lambda c, x: ((jnp.tanh(x @ p["w"] + c[0]), c[1] + p["d"].sum()), None)
+    return jnp.multiply(*lax.scan(body, (jnp.zeros(3), 0.0), xs)[0])
+
+  found, depth = layers(over_time, tree(w=(4, 3), d=(3,)), rand((5, 4)))
+  assert (found["w"], depth) == (("w", 0, (0,), ()), 1)
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_several_slices_of_a_stack_in_one_weight(rows):
+  found, depth = layers(lambda p, x: x @ sum(p["s"][i] for i in range(rows)), tree(s=(rows, 4, 4)), X)
+  assert (found["s"], depth) == (("s", [0] * rows, (1,), (0,)), 1)
+  blended = lambda p, x: jnp.tanh(x @ (0.5 * p["s"][0] + 0.5 * p["s"][1])) @ (p["s"][2] - p["s"][3])
+  found, _ = layers(blended, tree(s=(4, 4, 4)), X)
+  assert found["s"] == ("s", [0, 0, 1, 1], (1,), (0,))
+
+
+def test_weights_fetched_an_iteration_ahead():
+  def apply(p, x):
+    def body(c, i):
+      h, w = c
+      return (jnp.tanh(h @ w), p["w"][jnp.minimum(i + 1, 2)]), None
+
+    return lax.scan(body, (x, p["w"][0]), jnp.arange(3))[0][0] @ p["out"]
+
+  found, depth = layers(apply, tree(w=(3, 4, 4), out=(4, 2)), X)
+  assert (found["w"], found["out"][1], depth) == (("w", [0, 1, 2], (1,), (0,)), 3, 4)
+
+
+@pytest.mark.parametrize(
+  "scale",
+  [
+    lambda x, g: jnp.einsum("bd,d->bd", x, g),
+    lambda x, g: jnp.einsum("bd,d->db", x, g).T,
+    lambda x, g: jnp.einsum("d,bd->bd", g, x),
+    lambda x, g: jnp.einsum("bd,ed->bed", x, g[None])[:, 0],
+    lambda x, g: jax.vmap(lambda row: row * g)(x),
+  ],
+)
+def test_a_product_that_contracts_nothing_is_no_layer(scale):
+  found, depth = layers(lambda p, x: scale(x, p["norm"]) @ p["a"], tree(norm=(4,), a=(4, 3)), X)
+  assert (found["norm"], found["a"], depth) == ((None, 0, None, ()), ("a", 0, (0,), ()), 1)
+
+
+@pytest.mark.parametrize(
+  ("product", "axes"),
+  [
+    (lambda h, w: (h[:, :, None] * w).sum(1), (0,)),
+    (lambda h, w: (w * h[:, :, None]).sum(-2), (0,)),
+    (lambda h, w: (h[:, None, :] * w.T).sum(-1), (0,)),
+    (lambda h, w: (h[..., None].astype(jnp.bfloat16) * w.astype(jnp.bfloat16)).astype(jnp.float32).sum(1), (0,)),
+    (lambda h, w: jax.vmap(lambda row: (row[:, None] * w).sum(0))(h), (0,)),
+    (lambda h, w: jnp.sum(0.5 * (h[:, :, None] * w), axis=1), (0,)),
+    (lambda h, w: 4 * jnp.mean(h[:, :, None] * w, axis=1), (0,)),
+  ],
+)
+def test_a_product_summed_over_a_shared_axis_is_a_layer(product, axes):
+  params = tree(first=(4, 4), w=(4, 3), b=(3,), out=(3, 2))
+  model = lambda p, x: jnp.tanh(product(jnp.tanh(x @ p["first"]), p["w"]) + p["b"]) @ p["out"]
+  found, depth = layers(model, params, X)
+  assert found["w"] == ("w", 1, axes, ())
+  assert found["b"] == ("w", 1, None, ())
+  assert (found["out"][1], depth) == (2, 3)
+  facts = read(model, params, X)["w"]
+  assert (facts.connections, facts.macs) == (12, 24)
+
+
+def test_a_scale_summed_over_places_is_no_layer():
+  """Nothing of the scale is summed over: its axis stays."""
+  model = lambda p, x: (x * p["scale"]).mean(1) @ p["out"]
+  found, depth = layers(model, tree(scale=(4,), out=(4, 2)), rand((2, 5, 4)))
+  assert (found["scale"][0], found["out"][1], depth) == (None, 0, 1)
+
+
+@pytest.mark.parametrize(
+  "product",
+  [
+    lambda x, w, i: jnp.einsum("bi,bio->bo", x, w[i]),
+    lambda x, w, i: jnp.einsum("bi,boi->bo", x, w.transpose(0, 2, 1)[i]),
+    lambda x, w, i: jax.vmap(lambda row, n: row @ w[n])(x, i),
+    lambda x, w, i: (x[:, :, None] * w[i]).sum(1),
+    lambda x, w, i: (x[:, None] @ jnp.take(w, i, axis=0))[:, 0],
+  ],
+)
+def test_a_weight_that_an_input_chooses_is_a_layer(product):
+  """Experts, or species: the chosen axis counts layers of one depth."""
+  model = lambda p, x, i: jnp.tanh(product(x, p["w"], i)) @ p["o"]
+  found, depth = layers(model, tree(w=(7, 4, 3), o=(3, 2)), X, jnp.array([3, 1]))
+  assert found == {"w": ("w", 0, (1,), (0,)), "o": ("o", 1, (0,), ())}
+  assert depth == 2
+  routed = lambda p, x: model(p, x, jnp.argmax(x @ p["router"], -1))
+  found, depth = layers(routed, tree(w=(7, 4, 3), o=(3, 2), router=(4, 7)), X)
+  assert (found["router"][1], found["w"][1], found["o"][1], depth) == (0, 1, 2, 3)
+
+
+def test_two_embeddings_multiplied_are_no_layer():
+  """A matrix factorisation looks up both."""
+  model = lambda p, i, j: jnp.einsum("bd,bd->b", p["user"][i], p["item"][j]) + p["bias"][i]
+  found, depth = layers(model, tree(user=(7, 4), item=(6, 4), bias=(7,)), jnp.arange(3), jnp.arange(3))
+  assert [found[name][0] for name in found] == [None] * 3
+  assert depth == 0
+  model = lambda p, i: p["user"][i] @ p["out"]
+  found, depth = layers(model, tree(user=(7, 4), out=(4, 2)), jnp.arange(3))
+  assert (found["user"][0], found["out"], depth) == (None, ("out", 0, (0,), ()), 1)
+
+
+@pytest.mark.parametrize(
+  "shifted",
+  [
+    lambda x, c: sum(jnp.roll(x, j, 0) * c[j, 0] for j in range(3)),
+    lambda x, c: sum(c[j, 0] * jnp.roll(x, -j, 0) for j in range(3)),
+    lambda x, c: sum(jnp.pad(x, ((2, 0), (0, 0)))[j : j + len(x)] * c[j, 0] for j in range(3)),
+    lambda x, c: sum(lax.dynamic_slice_in_dim(jnp.pad(x, ((2, 0), (0, 0))), j, len(x)) * c[j] for j in range(3)),
+  ],
+)
+def test_a_depthwise_convolution_by_shifts(shifted):
+  model = lambda p, x: jax.nn.silu(shifted(jnp.tanh(x @ p["in"]), p["c"]) + p["b"]) @ p["out"]
+  params = tree(**{"in": (4, 4)}, c=(3, 1, 4), b=(4,), out=(4, 2))
+  found, depth = layers(model, params, rand((5, 4)))
+  assert found["c"] == ("c", 1, (0, 1), ())
+  assert found["b"] == ("c", 1, None, ())
+  assert (found["out"][1], depth) == (2, 3)
+  facts = read(model, params, rand((5, 4)))["c"]
+  assert (facts.connections, facts.groups, facts.macs) == (12, 4, 3 * 5 * 4)
+
+
+def test_learned_weights_of_two_streams_are_no_layer():
+  """Only shifts of one activation make a convolution."""
+  model = lambda p, x: (p["mix"][0] * x + p["mix"][1] * jnp.tanh(x)) @ p["out"]
+  found, depth = layers(model, tree(mix=(2, 4), out=(4, 2)), X)
+  assert (found["mix"][0], depth) == (None, 1)
+
+
+def test_a_table_of_positions_in_each_group():
+  """A group convolution: each group sums over the whole axis, in an order of its own."""
+  table = np.array([[0, 1, 2, 3], [1, 0, 3, 2], [2, 3, 0, 1]])
+  model = lambda p, x: jnp.einsum("bs,fgs->bfg", x, p["k"][:, table]) + p["b"][:, None]
+  found, depth = layers(model, tree(k=(6, 4), b=(6,)), X)
+  assert (found["k"], found["b"], depth) == (("k", 0, (1,), ()), ("k", 0, None, ()), 1)
+  message, structure = said(
+    lambda p, x: jnp.einsum("bs,fgs->bfg", x, p["k"][:, np.minimum(table, 2)]) + p["b"][:, None],
+    tree(k=(6, 4), b=(6,)),
+    X,
+  )
+  assert "array of constants" in message
+  assert structure.facts["k"].contracting_axes is None
+  assert (structure.facts["k"].layer, structure.facts["b"].layer) == ("k", "k")
+
+
+def test_a_layer_fed_by_a_constant():
+  model = lambda p, x: jnp.concatenate([x, jnp.ones((2, 1)) @ p["e"]], -1) @ p["a"]
+  found, depth = layers(model, tree(e=(1, 3), a=(7, 2)), X)
+  assert (found, depth) == ({"e": ("e", 0, (0,), ()), "a": ("a", 1, (0,), ())}, 2)
+
+  grid = np.random.default_rng(0).normal(size=(2, 3))
+
+  def positions(p, x):
+    """A table of positions by a small network, as Swin's."""
+    return (x + jnp.tanh(grid @ p["e"] + p["b"]) @ p["f"]) @ p["out"]
+
+  found, depth = layers(positions, tree(e=(3, 6), b=(6,), f=(6, 4), out=(4, 2)), X)
+  assert (found["e"], found["b"], depth) == (("e", 0, (0,), ()), ("e", 0, None, ()), 3)
+  assert [found[name][1] for name in "ef"] + [found["out"][1]] == [0, 1, 2]
+
+
+def test_a_weight_times_a_constant_is_still_a_weight():
+  """A product of parameters with constants is part of the layer whose weight it makes."""
+  rotation = np.linalg.qr(np.random.default_rng(0).normal(size=(4, 4)))[0]
+  model = lambda p, x: jnp.tanh(x @ (jnp.tril(jnp.ones((4, 4))) @ p["w"])) @ (rotation @ p["v"])
+  found, depth = layers(model, tree(w=(4, 4), v=(4, 2)), X)
+  assert (found["w"][1], found["v"][1], depth) == (0, 1, 2)
+
+
+# Derivatives
+
+
+def energy(p, r):
+  return jnp.sum(jnp.tanh(jnp.tanh(r @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"]) @ p["w3"])
+
+
+@pytest.mark.parametrize(
+  "derivative",
+  [
+    lambda p, r: jax.grad(energy, 1)(p, r),
+    lambda p, r: jax.value_and_grad(energy, 1)(p, r),
+    lambda p, r: jax.grad(jax.jit(energy), 1)(p, r),
+    lambda p, r: jax.jit(jax.grad(jax.checkpoint(energy), 1))(p, r),
+    lambda p, r: jax.hessian(energy, 1)(p, r),
+    lambda p, r: jax.jvp(lambda r: energy(p, r), (r,), (jnp.ones_like(r),)),
+    lambda p, r: jax.jacfwd(energy, 1)(p, r),
+    lambda p, r: jax.vmap(jax.grad(energy, 1), (None, 0))(p, r),
+    lambda p, r: jax.vjp(lambda r: energy(p, r), r)[1](1.0),
+    lambda p, r: jax.linearize(lambda r: energy(p, r), r)[1](r),
+    lambda p, r: (energy(p, r), jax.grad(lambda r: (jax.grad(energy, 1)(p, r) ** 2).sum())(r)),
+  ],
+  ids=["grad", "value_and_grad", "jit", "checkpoint", "hessian", "jvp", "jacfwd", "vmap", "vjp", "linearize", "twice"],
+)
+def test_derivatives_have_no_layers(derivative):
+  """Forces: the facts are those of the energy, whatever products its derivatives take."""
+  params = tree(w1=(4, 6), b1=(6,), w2=(6, 6), b2=(6,), w3=(6, 1))
+  want, depth = layers(energy, params, X)
+  assert layers(derivative, params, X) == (want, depth)
+
+
+def test_a_layer_behind_a_derivative():
+  params = tree(w1=(4, 6), b1=(6,), w2=(6, 6), b2=(6,), w3=(6, 1), out=(4, 2))
+  found, _ = layers(lambda p, r: jax.grad(energy, 1)(p, r) @ p["out"], params, X)
+  assert [found[name][1] for name in ("w1", "w2", "w3", "out")] == [0, 1, 2, 2]
+
+
+def test_tied_weights_of_an_autoencoder_are_no_derivative():
+  model = lambda p, x: jnp.tanh(jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]) @ p["b"].T) @ p["a"].T
+  facts = read(model, tree(a=(4, 3), b=(3, 2)), X)
+  assert [facts[name].uses for name in "ab"] == [("product@0", "product@3"), ("product@1", "product@2")]
+
+
+# What follows a layer
+
+
+@pytest.mark.parametrize(
+  ("normaliser", "normalised"),
+  [
+    (lambda y, p: y, False),
+    (lambda y, p: (y - y.mean(0)) / jnp.sqrt(y.var(0) + 1e-5), True),
+    (lambda y, p: (y - y.mean(0)) * (lax.rsqrt(y.var(0) + 1e-5) * p["scale"]) + p["scale"], True),
+    (lambda y, p: (y - p["mean"]) * lax.rsqrt(p["var"] + 1e-5), True),  # running statistics
+    (lambda y, p: (y - p["mean"]) / jnp.sqrt(p["var"] + 1e-5) * p["scale"], True),
+    (lambda y, p: y / jnp.sqrt(jnp.mean(y * y, 0)), True),
+    (lambda y, p: (y - y.mean(-1, keepdims=True)) * lax.rsqrt(y.var(-1, keepdims=True)), False),  # layer norm
+    (lambda y, p: (y - y.mean()) / jnp.sqrt(y.var()), False),
+    (lambda y, p: y * p["scale"], False),
+    (lambda y, p: y - y.mean(0), False),
+    (lambda y, p: jnp.tanh(y) / jnp.sqrt(y.var(0)), True),
+  ],
+)
+def test_whether_a_normaliser_follows_each_unit(normaliser, normalised):
+  params = tree(w=(4, 3), b=(3,), scale=(3,), mean=(3,), var=(3,), out=(3, 2))
+  model = lambda p, x: jnp.tanh(normaliser(x @ p["w"] + p["b"], p)) @ p["out"] + sum(jnp.sum(v) for v in p.values())
+  found = read(model, params, X)
+  assert (found["w"].normalised, found["out"].normalised) == (normalised, False)
+
+
+def test_a_convolution_and_its_batch_norm():
+  def model(p, x):
+    y = lax.conv_general_dilated(x, p["k"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+    mean, square = y.mean((0, 1, 2)), (y * y).mean((0, 1, 2))
+    return jax.nn.relu((y - mean) * lax.rsqrt(square - mean**2 + 1e-5) * p["scale"]).mean((1, 2)) @ p["out"]
+
+  found = read(model, tree(k=(3, 3, 2, 4), scale=(4,), out=(4, 2)), rand((2, 5, 5, 2)))
+  assert (found["k"].normalised, found["out"].normalised) == (True, False)
+
+
+@pytest.mark.parametrize(("groups", "kernel"), [(1, (3, 4, 6)), (2, (3, 2, 6)), (4, (3, 1, 4))])
+def test_groups_of_a_convolution(groups, kernel):
+  def model(p, x):
+    numbers = {"dimension_numbers": ("NHC", "HIO", "NHC"), "feature_group_count": groups}
+    return lax.conv_general_dilated(x, p["k"], (1,), "SAME", **numbers)
+
+  facts = read(model, {"k": rand(kernel)}, rand((2, 5, 4)))["k"]
+  assert (facts.groups, facts.contracting_axes) == (groups, (0, 1))
+  copies = read(jax.vmap(model), {"k": rand((3, *kernel))}, rand((3, 2, 5, 4)))["k"]
+  assert (copies.groups, copies.stacked_axes) == (groups, (0,))
+
+
+def test_tables_of_positions_however_they_are_read():
+  """Added along places, they are told from biases and class tokens; looked up, they are lookups."""
+
+  def model(p, ids, read):
+    x = p["tokens"][ids] + read(p["table"], ids)
+    return (x + p["one"]) @ p["out"]
+
+  params = tree(tokens=(7, 4), table=(9, 4), one=(4,), out=(4, 2))
+  ids = jnp.arange(10).reshape(2, 5) % 7
+  for lookup, kind in [
+    (lambda t, _: t[:5], "positions@0"),
+    (lambda t, _: t[jnp.arange(5)], "positions@0"),
+    (lambda t, _: t[jnp.arange(5)][None], "positions@0"),
+    (lambda t, ids: t[ids], "lookup@0"),
+  ]:
+    facts = read(lambda p, ids, lookup=lookup: model(p, ids, lookup), params, ids)
+    assert facts["table"].uses == (kind,), kind
+    assert facts["one"].uses == ("elementwise@0",)
+    assert [facts[name].layer for name in ("tokens", "table", "one")] == [None] * 3
+  params = tree(w=(4, 3), places=(5, 3), b=(3,), v=(3, 2))
+  learned = read(lambda p, x: (x @ p["w"] + p["places"] + p["b"]) @ p["v"], params, rand((2, 5, 4)))
+  assert (learned["places"].uses, learned["b"].uses) == (("positions@0",), ("bias@0",))
+
+
+def test_what_was_read_before_a_failure_is_kept(monkeypatch):
+  """One equation inside a loop in a jitted function; all uses before and after it are there."""
+  monkeypatch.setattr(reader, "safety_net", True)
+  monkeypatch.setitem(model.RULES, "cumsum", lambda *_: 1 / 0)
+
+  @jax.jit
+  def step(x, w):
+    return jnp.cumsum(jnp.tanh(x @ w), 0), None
+
+  apply = lambda p, x: lax.scan(step, x @ p["in"], p["w"])[0] @ p["out"]
+  found, depth = layers(apply, tree(**{"in": (4, 4)}, w=(3, 4, 4), out=(4, 2)), X)
+  assert found == {"in": ("in", 0, (0,), ()), "w": ("w", [1, 2, 3], (1,), (0,)), "out": ("out", 4, (0,), ())}
+  assert depth == 5
+
+
+def test_long_loops_over_time_are_read_once(monkeypatch):
+  """A table that time indexes makes no layers; a stack of 100 scanned layers takes ten times one of 10."""
+  counts, equation = [], Reader.equation
+
+  def counted(self, eqn, ins):
+    counts[-1] += 1
+    return equation(self, eqn, ins)
+
+  monkeypatch.setattr(Reader, "equation", counted)
+
+  def rnn(p, xs):
+    step = lambda h, t: (jnp.tanh(xs[t] @ p["w"] + h @ p["u"] + p["places"][t]), None)
+    return lax.scan(step, jnp.zeros(3), jnp.arange(len(xs)))[0] @ p["out"]
+
+  for length in (10, 1000):
+    counts.append(0)
+    facts = read(rnn, tree(w=(4, 3), u=(3, 3), places=(length, 3), out=(3, 2)), rand((length, 4)))
+    assert [np.max(facts[name].depth) for name in ("w", "u", "places", "out")] == [0, 0, 0, 1]
+    assert facts["places"].stacked_axes == (0,)
+  assert counts[0] == counts[1]
+  counts.clear()
+  for layers in (10, 100):
+    counts.append(0)
+    read(lambda p, x: lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, p["w"])[0], {"w": rand((layers, 4, 4))}, X)
+  assert counts[1] <= 10 * counts[0]

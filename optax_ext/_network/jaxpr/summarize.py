@@ -8,120 +8,48 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from optax_ext._common.paths import natural_key
-from optax_ext._network.jaxpr.layouts import Factor, Layout
+from optax_ext._network.jaxpr.axes import Factor, Layout, Moving
+from optax_ext._network.jaxpr.domain import Axis, Node
 
 NEVER = 2**40  # the depth of what does not take place
 
 
-@dataclasses.dataclass(eq=False)
-class Axis:
-  """An axis of the result of a product, or of a lookup.
-
-  Attributes:
-    kind: `"unit"` if it comes from the parameter alone, `"copy"` if it is a batch axis of the product, `"place"` if it
-      comes from the activation alone (the examples, the positions in an image).
-    parent: The axis of an earlier result that it continues.
-    copied: Whether a later product takes it as a batch axis: so does the output of `vmap`, whose first layer sees one
-      input for all copies and has no batch axis itself.
-  """
-
-  kind: str
-  parent: "Axis | None" = None
-  copied: bool = False
-
-  def mark(self) -> None:
-    """Notes that a product downstream takes the axis as a batch axis."""
-    axis: Axis | None = self
-    while axis is not None and not axis.copied:
-      axis.copied, axis = True, axis.parent
-
-  @property
-  def is_copy(self) -> bool:
-    """Whether it counts copies of a layer."""
-    return self.kind == "copy" or self.copied or (self.parent is not None and self.parent.is_copy)
-
-
-@dataclasses.dataclass(eq=False)
-class Node:
-  """A product or a lookup; `axes` are those of its result, `members` the leaves that its weight was computed from."""
-
-  order: int
-  depth: Any
-  axes: list[Axis]
-  members: list["Use"] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, slots=True)
 class Use:
   """One place of the computation where a leaf meets a value that depends on an input.
 
   Attributes:
     leaf: Number of the leaf.
-    kind: `"product"`, `"bias"` (added to a product), `"elementwise"`, `"lookup"` or `"unseen"`.
+    kind: `"product"`, `"bias"` (added to a product), `"positions"` (added to what has no product's axes alone),
+      `"elementwise"`, `"lookup"`, `"backward"` (in a derivative), `"unseen"`; `""` for a use that another one replaces.
     order: Place in the program.
-    depth: Products before it; an int, or an array with one axis per enclosing loop and a last one for loops left.
-    layout: Where the leaf's axes are in the value that is used; arrays as `depth`.
+    site: The equation, the same in all iterations of a loop.
+    depth: Products before it.
+    layout: Where the leaf's axes are in the value that is used.
     node: The product, or the one that a bias is added to, or a lookup.
     sums: Factors that the product sums over; those of lookups that are looked up.
     batch: Factors that index copies.
     axes: For axes of the leaf, those of the node's result that they lie along.
     window: Which part of the product's weight the leaf fills: along its copies, and along its other axes.
-    macs: Multiply-accumulates, all copies and iterations together.
+    groups: Into how many groups the product's outputs divide.
+    macs: Multiply-accumulates, all copies together.
     reason: Why it is unseen.
   """
 
   leaf: int
   kind: str
   order: int
-  depth: Any
+  site: Any
+  depth: int
   layout: Layout
   node: Node | None = None
   sums: Sequence[Factor] = ()
   batch: Sequence[Factor] = ()
   axes: dict[int, list[Axis]] = dataclasses.field(default_factory=dict)
   window: tuple[Any, Any] = ((), ())
+  groups: int = 1
   macs: float = 0
   reason: str = ""
-
-  def leave_loop(self, length: int) -> "Use":
-    """The use seen from outside the innermost loop.
-
-    A leaf that the loop indexes has one use for each iteration, all others the one of least depth.
-    """
-    present, depth = self.layout.present, self.depth
-    times = length if present is None else length * float(np.mean(present))
-    if present is not None:
-      depth = np.where(present, depth, NEVER)
-    if any(_varies(at) for at in self.layout.base.values()):
-      arrays = np.broadcast_arrays(depth, np.zeros((length, 1), int), *self.layout.base.values())
-      flat = [array.reshape(*array.shape[:-2], -1) for array in arrays]
-      layout = dataclasses.replace(self.layout, base=dict(zip(self.layout.base, flat[2:], strict=True)), present=None)
-      return dataclasses.replace(self, depth=flat[0], layout=layout, macs=self.macs * times)
-    layout = dataclasses.replace(
-      self.layout.per_loop(lambda at: at[..., 0, :] if np.ndim(at) > 1 else at), present=None
-    )
-    return dataclasses.replace(
-      self, depth=depth.min(axis=-2) if np.ndim(depth) > 1 else depth, layout=layout, macs=self.macs * times
-    )
-
-  @property
-  def is_indexed(self) -> bool:
-    """Whether the innermost loop indexes the leaf."""
-    return any(_varies(at) for at in [*self.layout.base.values(), self.layout.present])
-
-  def least(self) -> int:
-    """Its least depth."""
-    return int(np.min(self.depth))
-
-  def described(self) -> str:
-    """For the table: the kind, and the depths."""
-    depth = np.unique(self.depth)
-    depth = depth[depth < NEVER]  # iterations that use it
-    return f"{self.kind}@{depth[0]}" + (f"..{depth[-1]}" if depth.size > 1 else "")
-
-
-def _varies(at: Any) -> bool:
-  return np.ndim(at) > 1 and at.shape[-2] > 1
 
 
 class Findings(NamedTuple):
@@ -135,6 +63,8 @@ class Findings(NamedTuple):
   scanned_axes: tuple[int, ...] = ()
   connections: int = 0
   macs: int = 0
+  groups: int = 1
+  normalised: bool = False
   uses: tuple[str, ...] = ()
   note: str = ""
 
@@ -143,10 +73,12 @@ def summarize(paths: Sequence[str], shapes: Sequence[tuple[int, ...]], uses: Seq
   """The findings about every leaf, in order."""
   of_leaf: list[list[Use]] = [[] for _ in paths]
   for use in uses:
-    if use.least() < NEVER:
+    if use.kind == "bias" and any(a.kind == "place" and not a.is_copy for along in use.axes.values() for a in along):
+      use.kind = "positions"
+    if use.kind:
       of_leaf[use.leaf].append(use)
   products = [[use for use in mine if use.kind == "product"] for mine in of_leaf]
-  main = [min(mine, key=lambda use: (use.least(), use.order), default=None) for mine in products]
+  main = [min(mine, key=lambda use: (use.depth, use.order), default=None) for mine in products]
   weights = [
     None if use is None else _Weight(use, shape, mine) for use, shape, mine in zip(main, shapes, products, strict=True)
   ]
@@ -160,14 +92,19 @@ class _Weight:
   """What the product of least depth, and the others, say of the axes of a leaf."""
 
   def __init__(self, use: Use, shape: tuple[int, ...], products: list[Use]):
+    self.groups = use.groups
+    self.normalised = all(other.node is not None and other.node.normalised for other in products)
+    if use.layout.unreadable:
+      self.scanned = self.stacked = self.contracting = ()
+      self.connections, self.copies = math.prod(shape), 1
+      self.note = f"its axes are not known: {use.layout.unreadable}"
+      return
     layout, self.note = use.layout, ""
-    placed = {axis for dim in layout.dims for axis in dim.axes}
-    self.scanned = tuple(sorted(layout.picked - placed))
-    batch = {
-      axis for axis in placed if _size(use.batch, axis) == shape[axis] and any(f.axis == axis for f in use.batch)
-    }
-    sums = use.sums or [f for f in layout.inner if placed]  # W = A·B: B's own sum is inside, the input meets A
-    self.contracting = tuple(axis for axis in range(len(shape)) if self._is_summed(axis, shape[axis], sums, products))
+    summed = {f.axis for f in use.sums}
+    self.scanned = tuple(sorted(layout.picked - layout.placed - summed))
+    batch = {f.axis for f in use.batch if f.axis is not None and _size(use.batch, f.axis) == shape[f.axis]}
+    sums = use.sums or [f for f in layout.inner if layout.placed]  # W = A·B: B's own sum is inside, the input meets A
+    self.contracting = tuple(axis for axis in range(len(shape)) if _is_summed(axis, shape[axis], sums, products))
     first = min(self.contracting, default=len(shape))
     copies = {axis for axis, along in use.axes.items() if axis < first and along and all(a.is_copy for a in along)}
     self.stacked = tuple(sorted({*self.scanned, *batch, *(copies - set(self.contracting))}))
@@ -177,29 +114,29 @@ class _Weight:
     if partial:
       self.contracting = ()
       self.note = f"axis {partial[0]} is only partly contracted"
-    elif any(set(self._sums(other)) != set(self._sums(use)) for other in products if other.node is use.node):
+    elif any(_summed(other) != _summed(use) for other in products if other.node is use.node):
       self.contracting = ()
       self.note = "one product contracts it in two ways"
 
-  @staticmethod
-  def _sums(use: Use) -> list[int]:
-    return [f.axis for f in use.sums if f.axis is not None]
 
-  @staticmethod
-  def _is_summed(axis: int, size: int, sums: Sequence[Factor], products: list[Use]) -> bool:
-    """Whether an axis is summed over as a whole, in one product or in several that share it."""
-    if not any(f.axis == axis for f in sums):
-      return False
-    if _size(sums, axis) == size:
-      return True
-    covered = np.zeros(size, bool)
-    for use in products:
-      positions = np.unique(use.layout.base.get(axis, 0))
-      for f in [f for f in use.sums if f.axis == axis]:
-        positions = np.add.outer(positions, f.positions()).ravel()
-      if any(f.axis == axis for f in use.sums):
-        covered[positions[(positions >= 0) & (positions < size)]] = True
-    return bool(covered.all())
+def _summed(use: Use) -> set[int]:
+  return {f.axis for f in use.sums if f.axis is not None}
+
+
+def _is_summed(axis: int, size: int, sums: Sequence[Factor], products: list[Use]) -> bool:
+  """Whether an axis is summed over as a whole, in one product or in several that share it."""
+  if not any(f.axis == axis for f in sums):
+    return False
+  if _size(sums, axis) == size:
+    return True
+  covered = np.zeros(size, bool)
+  for use in products:
+    positions = np.array([0 if isinstance(at := use.layout.base.get(axis, 0), Moving) else at])
+    for f in [f for f in use.sums if f.axis == axis]:
+      positions = np.add.outer(positions, f.positions()).ravel()
+    if any(f.axis == axis for f in use.sums):
+      covered[positions[(positions >= 0) & (positions < size)]] = True
+  return bool(covered.all())
 
 
 def _size(factors: Sequence[Factor], axis: int) -> int:
@@ -242,9 +179,9 @@ def _findings(
   layers: Sequence[tuple[int, int] | None],
   paths: Sequence[str],
 ) -> Findings:
-  told = tuple(use.described() for use in sorted(uses, key=lambda use: (use.least(), use.order)))
   unseen = sorted({use.reason for use in uses if use.kind == "unseen"})
   seen = [use for use in uses if use.kind != "unseen"]
+  told = _told(uses)
   if not seen:
     return Findings(False, uses=told, note="; ".join(unseen) or "it is never used")
   notes = [f"besides what is shown, {reason}" for reason in unseen]
@@ -256,41 +193,56 @@ def _findings(
     macs = int(sum({id(use.node): use.macs for use in uses if use.kind == "product"}.values()) / weight.copies)
     notes += [weight.note] * bool(weight.note)
   else:
-    first = min(seen, key=lambda use: (use.least(), use.order))
-    placed = {axis for dim in first.layout.dims for axis in dim.axes}
-    scanned = tuple(sorted(first.layout.picked - placed)) if first.kind != "lookup" else ()
+    first = min(seen, key=lambda use: (use.kind == "backward", use.depth, use.order))
+    scanned = tuple(sorted(first.layout.picked - first.layout.placed)) if first.kind != "lookup" else ()
     looked_up = min((f.axis for f in first.sums if f.axis is not None), default=len(shape))
     copies = {
       axis for axis, along in first.axes.items() if axis < looked_up and along and all(a.is_copy for a in along)
     }
     stacked = tuple(sorted({*scanned, *copies, *(f.axis for f in first.batch if f.axis is not None)}))
-    if first.kind == "bias" and not any(
-      a.kind == "place" and not a.is_copy for along in first.axes.values() for a in along
-    ):
-      assert first.node is not None
-      beside = [use for use in first.node.members if use.window[0][0] == first.window[0][0]]  # in the same iterations
-      layer = layers[(beside or first.node.members)[0].leaf]
+    if first.kind == "bias":
+      layer = _layer_of_bias(first, layers)
   depth, missing = _depth(shape, scanned, seen)
   if missing:
     notes.append(f"{missing} of its {math.prod(shape[axis] for axis in scanned)} layers are never used")
   return Findings(
       True, None if layer is None else paths[layer[0]], depth, contracting or None, stacked, scanned,
-      0 if layer is None else layer[1], macs, told, "; ".join(notes),
+      0 if layer is None else layer[1], macs, 1 if weight is None else weight.groups,
+      weight is not None and weight.normalised, told, "; ".join(notes),
   )  # fmt: skip
+
+
+def _layer_of_bias(use: Use, layers: Sequence[tuple[int, int] | None]) -> tuple[int, int] | None:
+  """The layer of the product that a bias is added to."""
+  assert use.node is not None
+  members = [member for member in use.node.members if layers[member.leaf] is not None] or use.node.members
+  return layers[members[0].leaf] if members else None
+
+
+def _told(uses: Sequence[Use]) -> tuple[str, ...]:
+  """For the table: each use with its depth, those of the same place in a loop with the least and the largest."""
+  of_site: dict[Any, list[Use]] = {}
+  for use in sorted(uses, key=lambda use: (use.depth, use.order)):
+    of_site.setdefault((use.kind, use.site), []).append(use)
+  told = []
+  for (kind, _), mine in of_site.items():
+    low, high = mine[0].depth, mine[-1].depth
+    told.append(f"{kind}@{low}" + (f"..{high}" if high > low else ""))
+  return tuple(told)
 
 
 def _depth(shape: tuple[int, ...], scanned: tuple[int, ...], uses: list[Use]) -> tuple[int | np.ndarray, int]:
   """The least depth of each layer in the leaf, and how many of them have no use."""
+  uses = [use for use in uses if use.kind != "backward"] or uses
   if not scanned:
-    return min(use.least() for use in uses), 0
+    return min(use.depth for use in uses), 0
   depth = np.full([shape[axis] for axis in scanned], NEVER)
   for use in uses:
-    placed = {axis for dim in use.layout.dims for axis in dim.axes}
-    if set(scanned) <= use.layout.picked - placed:
-      at = np.broadcast_arrays(use.depth, *(use.layout.base[axis] for axis in scanned))
-      np.minimum.at(depth, tuple(at[1:]), at[0])
+    if set(scanned) <= use.layout.picked - use.layout.placed:
+      at = tuple(slice(None) if isinstance(at := use.layout.base[axis], Moving) else at for axis in scanned)
+      depth[at] = np.minimum(depth[at], use.depth)
     else:
-      depth = np.minimum(depth, use.least())
+      depth = np.minimum(depth, use.depth)
   missing = depth == NEVER
   depth[missing] = 0 if missing.all() else depth[~missing].min()
   return depth, int(missing.sum())

@@ -52,7 +52,7 @@ def called(eqn: Any) -> Program | None:
   return None
 
 
-def scan(eqn: Any) -> Loop:
+def scan_form(eqn: Any) -> Loop:
   """The body of a scan, and what its operands are."""
   params = eqn.params
   if "ft_in" in params:

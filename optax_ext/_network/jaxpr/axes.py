@@ -7,8 +7,9 @@ slices move. Plain numbers: nothing here knows of jax.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,16 @@ import numpy as np
 
 class Unreadable(Exception):  # noqa: N818 (a finding, not a failure)
   """The axes cannot be kept track of; the message says why, as the end of a sentence about the parameter."""
+
+
+class Moving(NamedTuple):
+  """A position that each iteration of a loop, which is read once, has for its own."""
+
+  loop: int
+
+
+Position = int | Moving
+NOWHERE = -1  # stands for an axis, in a base, where a loop picks other leaves in other iterations
 
 
 class Factor(NamedTuple):
@@ -74,43 +85,54 @@ class Layout:
 
   Attributes:
     dims: Of the value.
-    base: First position along those axes that were sliced or indexed: an int, or an array with one axis per loop.
-    picked: Axes that one position, or one for each iteration of a loop, was picked from.
+    base: First position along those axes that were sliced or indexed.
+    picked: Axes that one position was picked from.
     inner: Factors that were summed over in a product with other parameters.
-    present: In which iterations of the loops the value holds the leaf at all; `None` for all.
     unreadable: Why nothing is known of the axes, if nothing is.
   """
 
   dims: tuple[Dim, ...]
-  base: dict[int, Any] = dataclasses.field(default_factory=dict)
+  base: Mapping[int, Position] = dataclasses.field(default_factory=dict)
   picked: frozenset[int] = frozenset()
   inner: tuple[Factor, ...] = ()
-  present: Any = None
   unreadable: str = ""
 
   def key(self) -> tuple[Any, ...]:
     """Equal for equal layouts."""
-    base = tuple((axis, np.shape(at), np.asarray(at).tobytes()) for axis, at in sorted(self.base.items()))
     return (
       self.dims,
-      base,
+      tuple(sorted(self.base.items(), key=lambda item: item[0])),
       self.picked,
       self.inner,
-      None if self.present is None else self.present.tobytes(),
       self.unreadable,
     )
 
-  def moved(self, dims: Sequence[Dim], shifts: dict[int, Any] | None = None) -> "Layout":
-    """With other dimensions, and read from further on."""
-    base = dict(self.base)
-    for axis, shift in (shifts or {}).items():
-      base[axis] = base.get(axis, 0) + shift
-    return dataclasses.replace(self, dims=tuple(dims), base=base)
+  @property
+  def varies(self) -> bool:
+    """Whether each iteration of a loop picks other positions."""
+    return any(isinstance(at, Moving) for at in self.base.values())
 
-  def per_loop(self, change: Callable[[Any], Any]) -> "Layout":
-    """With `change` applied to all that has an axis per loop."""
-    base = {axis: change(at) for axis, at in self.base.items()}
-    return dataclasses.replace(self, base=base, present=None if self.present is None else change(self.present))
+  @property
+  def placed(self) -> set[int]:
+    """The axes that lie along dimensions of the value."""
+    return {factor.axis for dim in self.dims for factor in dim.factors if factor.axis is not None}
+
+  def moved(self, dims: Sequence[Dim], shifts: Mapping[int, Position] | None = None) -> "Layout":
+    """With other dimensions, and read from further on."""
+    base = {**self.base, **_added(self.base, shifts)} if shifts else self.base
+    return Layout(tuple(dims), base, self.picked, self.inner, self.unreadable)
+
+
+def lost(why: str) -> Layout:
+  """Of a leaf of whose axes nothing is known."""
+  return Layout((), unreadable=why)
+
+
+def _added(base: Mapping[int, Position], shifts: Mapping[int, Position]) -> dict[int, Position]:
+  def added(at: Position, by: Position) -> Position:
+    return by if isinstance(by, Moving) else at if isinstance(at, Moving) else at + by
+
+  return {axis: added(base.get(axis, 0), by) for axis, by in shifts.items()}
 
 
 def identity(shape: Sequence[int]) -> Layout:
@@ -127,7 +149,7 @@ def drop(layout: Layout, dims: Sequence[int]) -> Layout:
   """Without some dimensions: summed over, or of size 1."""
   picked = {axis for dim in dims for axis in _single(layout, dim)}
   layout = select(layout, [dim for dim in range(len(layout.dims)) if dim not in dims])
-  return dataclasses.replace(layout, picked=layout.picked | picked)
+  return dataclasses.replace(layout, picked=layout.picked | picked) if picked else layout
 
 
 def _single(layout: Layout, dim: int) -> list[int]:
@@ -142,6 +164,17 @@ def broadcast(layout: Layout, shape: Sequence[int], where: Sequence[int]) -> Lay
     if old.size == shape[new]:
       dims[new] = old
   return layout.moved(dims)
+
+
+def tile(layout: Layout, times: Sequence[int]) -> Layout:
+  """Repeated as a whole along each dimension."""
+  if any(n > 1 and not dim.is_full for n, dim in zip(times, layout.dims, strict=True)):
+    raise Unreadable("it is repeated together with what is concatenated to it")
+  repeated = [
+    dim if n == 1 else Dim((Factor(None, 0, n), *dim.factors), 0, n * dim.size)
+    for n, dim in zip(times, layout.dims, strict=True)
+  ]
+  return layout.moved(repeated)
 
 
 def reverse(layout: Layout, dims: Sequence[int]) -> Layout:
@@ -169,20 +202,17 @@ def pad(layout: Layout, low: Sequence[int], sizes: Sequence[int]) -> Layout:
   return inside.moved(dims)
 
 
-def slice_(layout: Layout, starts: Sequence[Any], sizes: Sequence[int], strides: Sequence[int]) -> Layout | None:
-  """A part of the value; `None` where that holds nothing of the leaf. Starts may be arrays with one axis per loop."""
+def slice_(layout: Layout, starts: Sequence[Position], sizes: Sequence[int], strides: Sequence[int]) -> Layout | None:
+  """A part of the value; `None` where it holds nothing of the leaf."""
   for dim, (start, size, stride) in enumerate(zip(starts, sizes, strides, strict=True)):
     old = layout.dims[dim]
     if size == old.size:
       continue
-    if size == 1 and np.ndim(start):
-      layout = pick(layout, dim, start)
-    elif np.ndim(start):
-      if len(old.factors) != 1 or not old.is_full or isinstance(old.factors[0].stride, tuple):
+    if isinstance(start, Moving):
+      if size > 1 and (len(old.factors) != 1 or not old.is_full or isinstance(old.factors[0].stride, tuple)):
         raise Unreadable("a loop reads parts of it that its axes cannot be followed through")
-      layout = layout.moved(
-        _replaced(layout.dims, dim, Dim((old.factors[0]._replace(size=size),), 0, size)), _shifts(old.factors[0], start)
-      )
+      factors = tuple(factor._replace(size=size) for factor in old.factors)
+      layout = layout.moved(_replaced(layout.dims, dim, Dim(factors, 0, size)), _moves(old, start))
     elif stride != 1:
       if len(old.factors) != 1 or not old.is_full:
         raise Unreadable("a strided slice mixes its axes")
@@ -194,34 +224,44 @@ def slice_(layout: Layout, starts: Sequence[Any], sizes: Sequence[int], strides:
         return None
       factors, shifts = _take(old.factors, first - old.start, last - first)
       layout = layout.moved(_replaced(layout.dims, dim, Dim(factors, first - start, size)), shifts)
-    if layout.present is not None and not np.any(layout.present):
-      return None
   return layout
 
 
-def pick(layout: Layout, dim: int, index: Any) -> Layout:
-  """One position along a dimension, which gets size 1; the index is an int or an array with one axis per loop."""
-  old = layout.dims[dim]
-  index = np.asarray(index) - old.start
-  inside = (index >= 0) & (index < old.extent)
-  shifts, minor = {}, old.extent
-  for factor in old.factors:
-    minor //= factor.size
-    for axis, shift in _shifts(factor, np.where(inside, index, 0) // minor % factor.size).items():
-      shifts[axis] = shifts.get(axis, 0) + shift
-  layout = layout.moved(_replaced(layout.dims, dim, Dim((), 0, 1)), shifts)
-  layout = dataclasses.replace(layout, picked=layout.picked | shifts.keys())
-  if np.all(inside):
-    return layout
-  return dataclasses.replace(layout, present=inside if layout.present is None else inside & layout.present)
-
-
-def row(layout: Layout, dim: int, index: int) -> Layout | None:
+def row(layout: Layout, dim: int, index: Position) -> Layout | None:
   """One position along a dimension, which is gone; `None` where that holds nothing of the leaf."""
-  starts, sizes = [0] * len(layout.dims), [old.size for old in layout.dims]
-  starts[dim], sizes[dim] = index, 1
-  cut = slice_(layout, starts, sizes, [1] * len(sizes))
-  return None if cut is None else drop(cut, (dim,))
+  old = layout.dims[dim]
+  if isinstance(index, Moving):
+    shifts = _moves(old, index)
+  elif not 0 <= (index := index - old.start) < old.extent:
+    return None
+  else:
+    shifts: dict[int, Position] = dict.fromkeys(old.axes, 0)
+    minor = old.extent
+    for factor in old.factors:
+      minor //= factor.size
+      shifts |= _added(shifts, _shifts(factor, index // minor % factor.size))
+  layout = layout.moved([other for i, other in enumerate(layout.dims) if i != dim], shifts)
+  return dataclasses.replace(layout, picked=layout.picked | set(old.axes))
+
+
+def _moves(dim: Dim, start: Moving) -> dict[int, Position]:
+  """A loop's position along a dimension; where the leaf fills a part only, in some iterations it is not there."""
+  return dict.fromkeys(dim.axes if dim.is_full else (*dim.axes, NOWHERE), start)
+
+
+def stacked(rows: Sequence[Layout]) -> Layout | None:
+  """Rows put together along a new first dimension, if they are neighbours along one axis of the leaf, evenly spaced."""
+  first = rows[0]
+  moving = {axis for row in rows for axis in row.base if row.base[axis] != first.base.get(axis, 0)}
+  alike = all((r.dims, r.picked, r.inner) == (first.dims, first.picked, first.inner) for r in rows)
+  if not alike or first.unreadable or len(moving) != 1 or any(row.varies for row in rows):
+    return None
+  [axis] = moving
+  steps = {b.base[axis] - a.base[axis] for a, b in itertools.pairwise(rows)}  # type: ignore[operator]
+  if len(steps) != 1 or axis not in first.picked:
+    return None
+  front = Dim((Factor(axis, steps.pop(), len(rows)),), 0, len(rows))
+  return dataclasses.replace(first, dims=(front, *first.dims), picked=first.picked - moving)
 
 
 def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
@@ -247,7 +287,8 @@ def reshape(layout: Layout, shape: Sequence[int]) -> Layout:
     while new and new[0] == 1 and not (old and old[0].size == 1):
       sizes.append(new.pop(0))
     dims += [block[0]] if len(block) == 1 and sizes == [block[0].size] else _refactor(block, sizes)
-  return dataclasses.replace(layout.moved(dims), picked=layout.picked | picked)
+  layout = layout.moved(dims)
+  return dataclasses.replace(layout, picked=layout.picked | picked) if picked else layout
 
 
 def _refactor(block: list[Dim], sizes: list[int]) -> list[Dim]:
@@ -355,11 +396,16 @@ def merge(*pieces: Sequence[tuple[int, Layout]]) -> tuple[tuple[int, Layout], ..
 def _covers(larger: Layout, smaller: Layout) -> bool:
   if larger is smaller or larger.key() == smaller.key():
     return True
-  if larger.unreadable or smaller.unreadable or smaller.present is not None:
+  if larger.unreadable or smaller.unreadable:
     return False
   nothing = [not dim.axes for dim in smaller.dims]
-  if all(nothing):
-    return any(dim.axes for dim in larger.dims)
+  if all(nothing) and not smaller.picked:
+    return bool(larger.placed)
   same = all(empty or a == b for empty, a, b in zip(nothing, smaller.dims, larger.dims, strict=True))
-  kept = {axis for dim in smaller.dims for axis in dim.axes}
-  return same and all(np.array_equal(smaller.base.get(axis, 0), larger.base.get(axis, 0)) for axis in kept)
+  whole = larger.placed - smaller.placed
+  at = lambda layout, axis: layout.base.get(axis, 0)
+  return (
+    same
+    and all(axis in whole or at(smaller, axis) == at(larger, axis) for axis in smaller.placed | smaller.picked)
+    and smaller.picked <= larger.picked | whole
+  )

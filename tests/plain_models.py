@@ -14,7 +14,7 @@ import numpy as np
 import reference
 from jax import lax
 
-from optax_ext import path_string
+from optax_ext._common.paths import by_path
 
 F32 = jnp.float32
 
@@ -61,7 +61,7 @@ def tree(**shapes):
 
 
 def leaves_by_path(tree, is_leaf=None):
-  return {path_string(path): leaf for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]}
+  return by_path(tree, is_leaf)
 
 
 def check(structure, model):

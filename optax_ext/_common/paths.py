@@ -1,6 +1,8 @@
 """Names for the leaves of a parameter tree, the same in every framework, at init and at update."""
 
+import functools
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,24 +10,52 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr
+from jax.tree_util import DictKey, KeyPath, keystr, tree_flatten_with_path
 
 
 def path_string(path: KeyPath) -> str:
   """The path of a leaf as one string, `"block/3/kernel"`.
 
-  Boxed parameters (Flax's `nn.Partitioned`, the variables of an NNX state) end in an attribute `value` when an
-  optimizer is initialised and do not when it is updated, and linen wraps its parameters in a dict with the one key
-  `params`. Both are left out, so that one leaf has one name.
+  linen wraps its parameters in a dict with the one key `params`; that key is left out.
 
-  >>> path_string((DictKey("params"), DictKey("Dense_0"), DictKey("kernel"), GetAttrKey("value")))
+  Flax boxes a parameter (`nn.Partitioned`, a variable of NNX) in a node with the attribute `value`, and unboxes it
+  before an optimizer's update. A path alone does not tell such a box from a module with a field `value`, so that
+  `value` stays here. Whatever sees the tree leaves the box out: `label_paths`, `mask`, `axes` and every other function
+  of a path and a leaf. To get those names for a tree, call `label_paths(lambda path, leaf: path)(tree)`.
+
+  >>> path_string((DictKey("params"), DictKey("Dense_0"), DictKey("kernel")))
   'Dense_0/kernel'
   """
-  if path and isinstance(path[-1], GetAttrKey) and path[-1].name == "value":
-    path = path[:-1]
   if len(path) > 1 and path[0] == DictKey("params"):
     path = path[1:]
   return keystr(path, simple=True, separator="/")
+
+
+def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
+  """The path string and the value of every leaf, in the tree's order. A box adds nothing to the path of what it holds.
+
+  So one leaf has one name, boxed when an optimizer is initialised and unboxed when it is updated.
+  """
+  stop = _is_box if is_leaf is None else lambda node: is_leaf(node) or _is_box(node)
+  leaves: list[tuple[str, Any]] = []
+  for path, node in tree_flatten_with_path(tree, stop)[0]:
+    if _is_box(node) and not (is_leaf and is_leaf(node)):
+      inside = tree_flatten_with_path(node, is_leaf)[0]
+      leaves += [(path_string((*path, *below[1:])), leaf) for below, leaf in inside]
+    else:
+      leaves.append((path_string(path), node))
+  return leaves
+
+
+def _is_box(node: Any) -> bool:
+  return _boxes(type(node))
+
+
+@functools.cache
+def _boxes(kind: type) -> bool:
+  """Whether Flax boxes parameters in this type: `nn.Partitioned` and its like, NNX variables. Flax is not imported."""
+  names = [base.__name__ for base in kind.__mro__ if base.__module__.partition(".")[0] == "flax"]
+  return not {"AxisMetadata", "Variable", "VariableState"}.isdisjoint(names)
 
 
 def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
@@ -42,11 +72,14 @@ def natural_key(path: str) -> tuple[tuple[int, int, str], ...]:
 
 def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   """`jax.tree.map(f, tree, *rest)` where `f` takes the path string first. `None` in `tree` is `None` in the result."""
+  treedef = jax.tree.structure(tree, is_leaf=_is_none)
+  others = zip(*[treedef.flatten_up_to(other) for other in rest], strict=True) if rest else [()] * treedef.num_leaves
+  leaves = zip(named_leaves(tree, _is_none), others, strict=True)
+  return treedef.unflatten([None if leaf is None else f(path, leaf, *more) for (path, leaf), more in leaves])
 
-  def with_string(path: KeyPath, leaf: Any, *others: Any) -> Any:
-    return None if leaf is None else f(path_string(path), leaf, *others)
 
-  return jax.tree_util.tree_map_with_path(with_string, tree, *rest, is_leaf=lambda leaf: leaf is None)
+def _is_none(node: Any) -> bool:
+  return node is None
 
 
 def check_no_count(tree: Any) -> None:
@@ -61,7 +94,7 @@ def check_no_count(tree: Any) -> None:
 def mask_paths(shown: Callable[[str, Any], bool], tree: Any) -> Any:
   """A mask for `optax.masked`, False for `None`: what has no gradient is masked among the parameters too."""
   check_no_count(tree)
-  return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=lambda leaf: leaf is None)
+  return jax.tree.map(bool, map_with_paths(shown, tree), is_leaf=_is_none)
 
 
 def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
@@ -77,6 +110,10 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   Raises:
     TypeError: `label` is neither; the function is called with a step count, as `optax.inject_hyperparams` does.
 
+  Warns:
+    UserWarning: a regular expression is found in no path of a tree. Where `optax.masked` or `optax.partition` hide a
+      part of the tree, nothing is said: the expression may be about that part.
+
   Example:
     >>> groups = label_paths("embed|head")
     >>> groups({"embed": {"w": 1.0}, "block": {"w": 2.0}, "head": 3.0})
@@ -84,8 +121,14 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     >>> tx = optax.partition({True: optax.adam(1e-4), False: optax.adam(1e-3)}, groups)
   """
   if isinstance(label, str):
-    pattern = re.compile(label)
-    return label_paths(lambda path, leaf: pattern.search(path) is not None)
+    expression = re.compile(label)
+
+    def groups(tree: Any) -> Any:
+      check_no_count(tree)
+      warn_unmatched(expression, tree)
+      return map_with_paths(lambda path, leaf: expression.search(path) is not None, tree)
+
+    return groups
   if not callable(label):
     raise TypeError(f"label must be a regular expression or a function label(path, leaf), but was {label!r}.")
 
@@ -96,13 +139,25 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   return labels
 
 
+def warn_unmatched(expression: re.Pattern[str], tree: Any) -> None:
+  """Warns if an expression is found in no path of a whole tree: a slip of the pen makes an empty group."""
+  nodes = named_leaves(tree, lambda node: node is None or isinstance(node, optax.MaskedNode))
+  whole = not any(isinstance(node, optax.MaskedNode) for _, node in nodes)  # what is hidden may match
+  if whole and any(node is not None for _, node in nodes) and not any(expression.search(path) for path, _ in nodes):
+    warnings.warn(
+      f"The regular expression {expression.pattern!r} is found in no path of the tree, whose leaves are "
+      f"{_listed(path for path, _ in nodes)}: correct it.",
+      stacklevel=3,
+    )
+
+
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
   """The leaves of a tree as a dict from path string to leaf, in the tree's order.
 
   Raises:
     ValueError: two leaves share one name, as `{"params": {"w": x}, "w": y}`.
   """
-  leaves = [(path_string(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree, is_leaf)[0]]
+  leaves = named_leaves(tree, is_leaf)
   table = dict(leaves)
   if len(table) < len(leaves):
     shared = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]

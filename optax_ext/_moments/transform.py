@@ -17,7 +17,7 @@ from optax_ext._common.dtypes import (
   square_dtype,
   to_nearest,
 )
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._moments.debias import Debias, DebiasOfGains, Moments
 from optax_ext._moments.gains import Gain
@@ -62,6 +62,7 @@ def scale_by_moments(
   Raises:
     TypeError: a gain, a rule, a ratio or a square is no function, a dtype no floating-point one, `rounding` neither of
       the two; at init, for a parameter that is not an array of floating or complex numbers, whose path is named.
+    ValueError: at init, when two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
 
   Example:
     Adam with AdamNX's second-moment decay:
@@ -96,6 +97,8 @@ def scale_by_moments(
     debias = debias.of(mean_gain, square_gain)
 
   def init(params: optax.Params) -> optax.ScaleByAdamState:
+    by_path(params)  # raises if two leaves share a path, and so their random bits and whatever else goes by paths
+
     def zero_mean(path: str, leaf: Any) -> jax.Array:
       check_trainable(path, leaf)
       return jnp.zeros_like(leaf, dtype=mean_dtype(leaf, mu_dtype))

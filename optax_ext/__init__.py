@@ -12,7 +12,7 @@ from optax_ext._moments.transform import scale_by_moments
 from optax_ext._network.by_name import structure_from_params
 from optax_ext._network.by_trace import structure_from_model
 from optax_ext._network.facts import LeafFacts
-from optax_ext._network.rules import Additive, ByDepth, Multiplicative, Rule
+from optax_ext._network.rules import Additive, ByDepth, Multiplicative, Product, Rule
 from optax_ext._network.structure import Structure
 from optax_ext._network.transforms import decay_mask, scale_by_structure
 from optax_ext._optimizers import adamnx, caadam, exadam, nd_adam
@@ -35,8 +35,8 @@ __all__ = [
     # schedules
     "Gain", "adafactor_gain", "adam_gain", "adamnx_gain", "adax_gain", "constant_gain", "log_step_size",
     # structure
-    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Rule", "Structure", "decay_mask", "scale_by_structure",
-    "structure_from_model", "structure_from_params",
+    "Additive", "ByDepth", "LeafFacts", "Multiplicative", "Product", "Rule", "Structure", "decay_mask",
+    "scale_by_structure", "structure_from_model", "structure_from_params",
     # vectors
     "Axes", "normalize_vectors", "per_vector", "project_out_params", "renormalize_params", "vector_mask",
     # softmax

@@ -1,9 +1,9 @@
 """The four optimizers, each a chain of a few pieces that reads like its paper."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import optax
 
 from optax_ext._common.arguments import Scalar, check_number, check_rate, is_concrete
@@ -15,11 +15,11 @@ from optax_ext._moments.gains import adam_gain, adamnx_gain, constant_gain
 from optax_ext._moments.log_step import log_step_size
 from optax_ext._moments.ratios import accelerated_ratio, adam_ratio
 from optax_ext._moments.transform import scale_by_moments
-from optax_ext._network.by_name import weight_axes
 from optax_ext._network.rules import Multiplicative
 from optax_ext._network.structure import Structure, check_structure
 from optax_ext._network.transforms import scale_by_structure
 from optax_ext._sphere.axes import Axes
+from optax_ext._sphere.guessed import with_axes
 from optax_ext._sphere.one_pass import in_one_pass
 from optax_ext._sphere.spec import Spec
 
@@ -69,7 +69,7 @@ def exadam(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
 
   Example:
     >>> import jax.numpy as jnp
@@ -145,7 +145,7 @@ def adamnx(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
 
   Example:
     >>> import jax.numpy as jnp
@@ -223,8 +223,12 @@ def caadam(
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
 
   Raises:
-    TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init); the
-      scales do not match the parameters, or `params` is missing where there is weight decay (at update).
+    TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers, or two have
+      the same path (at init); the scales or the structure do not match the parameters, or `params` is missing where
+      there is weight decay (at update).
+
+  Warns:
+    UserWarning: at init, as `scale_by_structure`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -317,8 +321,12 @@ def nd_adam(
 
   Raises:
     TypeError, ValueError: an argument is not as above; axes name one that a leaf does not have; both `axes` and
-      `structure` are given; a parameter is not of floating or complex numbers (at init); `params` is missing (at
-      update).
+      `structure` are given; a parameter is not of floating or complex numbers, or two have the same path (at init); the
+      structure does not match the parameters; `params` is missing (at update).
+
+  Warns:
+    UserWarning: at init, when there are leaves and none holds vectors: all take Adam's step. So it is inside
+      `optax.flatten`, and where `optax.masked` or `optax.partition` show it biases alone.
 
   Example:
     >>> import jax.numpy as jnp
@@ -348,8 +356,6 @@ def nd_adam(
   check_structure(structure)
   if axes is not None and structure is not None:
     raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
-  if axes is None:
-    axes = structure or (lambda path, leaf: weight_axes(path, jnp.shape(leaf)))
   spec = Spec(
     b1=b1,
     b2=b2,
@@ -357,13 +363,13 @@ def nd_adam(
     eps_root=eps_root,
     rate=learning_rate,
     vector_rate=vector_learning_rate,
-    axes=axes,
+    axes=None,
     axis_name=axis_name,
     mu_dtype=mu_dtype,
     nu_dtype=nu_dtype,
     rounding=rounding,
   )
-  return in_one_pass(spec, kernel)
+  return with_axes(lambda axes: in_one_pass(dataclasses.replace(spec, axes=axes), kernel), axes or structure)
 
 
 def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTransformation:

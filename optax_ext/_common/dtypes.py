@@ -19,6 +19,16 @@ def leaf_dtype(leaf: Any) -> jnp.dtype:
   return jax.dtypes.canonicalize_dtype(leaf.dtype) if hasattr(leaf, "dtype") else jnp.dtype(jnp.result_type(leaf))
 
 
+def is_array(leaf: Any) -> bool:
+  """Whether a leaf is an array or the description of one; a class of NumPy, which has such attributes, is none."""
+  return isinstance(getattr(leaf, "shape", None), tuple) and hasattr(leaf, "dtype")
+
+
+def is_numeric(leaf: Any) -> bool:
+  """Whether a leaf is an array, the description of one, or a Python number: what optax counts as a parameter."""
+  return is_array(leaf) or isinstance(leaf, int | float | complex)
+
+
 def arithmetic_dtype(leaf: Any) -> jnp.dtype:
   """The dtype that a leaf's moments are computed in: float32 for narrower floats, else its own.
 

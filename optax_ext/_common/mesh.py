@@ -31,11 +31,16 @@ def split_axes(names: tuple[str, ...]) -> tuple[str, ...]:
     ValueError: the mesh of this `shard_map` has no axis of a name.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not names or not mesh.manual_axes:
+  if not names or not in_shard_map():
     return ()
   if unknown := sorted(set(names) - set(mesh.axis_names)):
     raise ValueError(f"axis_name gave {unknown[0]!r}, but the mesh of this shard_map has the axes {mesh.axis_names}.")
   return tuple(name for name in names if name in mesh.manual_axes)
+
+
+def in_shard_map() -> bool:
+  """Whether a function sees one device's part of an array."""
+  return bool(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_ext._common.paths import by_path, map_with_paths
-from optax_ext._network.by_name import structure_from_params
+from optax_ext._network.by_name import guess
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.jaxpr.model import is_array, read_model
 from optax_ext._network.jaxpr.summarize import Findings
@@ -41,7 +41,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     A `Structure`, whose facts are a tree like `params`; `None` for leaves that are no arrays.
 
   Raises:
-    ValueError: `apply_fn` returns a tree like `params`, so that it computes a gradient or a training step.
+    ValueError: `params` has no array; `apply_fn` returns a tree like `params`, so that it computes a gradient or a
+      training step.
 
   Warns:
     UserWarning: what cannot be seen (a parameter that enters a Pallas kernel, say, or that is never used) falls back to
@@ -59,13 +60,18 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     2 layers deep
   """
   arrays = {path: leaf for path, leaf in by_path(params).items() if is_array(leaf)}
+  if not arrays:
+    raise ValueError(
+      "structure_from_model was given a tree without any array as params: give it the parameters of the network, which "
+      "apply_fn takes first."
+    )
   findings, num_layers = read_model(apply_fn, params, inputs, list(arrays))
   found = dict(zip(arrays, findings, strict=True))
   shapes = {path: jax.ShapeDtypeStruct(tuple(leaf.shape), jnp.float32) for path, leaf in arrays.items()}
-  guess = structure_from_params(shapes)
+  by_name = guess(shapes)
   if not num_layers and not all(what.seen for what in findings):  # all that is known of layers is guessed
-    num_layers = guess.num_layers
-  guessed = {facts.path: facts for facts in guess.leaves()}
+    num_layers = by_name.num_layers
+  guessed = {facts.path: facts for facts in by_name.leaves()}
 
   def facts(path: str, leaf: Any) -> LeafFacts | None:
     if path not in found:

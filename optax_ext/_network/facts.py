@@ -1,8 +1,12 @@
 """Facts about one leaf of a network's parameters."""
 
 import dataclasses
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from optax_ext._common.mesh import in_shard_map
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +26,8 @@ class LeafFacts:
     macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
     uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace.
     note: What could not be told, and why; mostly empty.
-    groups: Into how many groups the layer's outputs divide, each with inputs of its own; 1 for most.
+    groups: Number of groups that its layer's outputs divide into, each with inputs of its own; as many as the inputs in
+      a depthwise convolution. Read from a trace; 1 where no model was traced.
     normalised: Whether the trace shows that a normaliser of its own follows each unit, as batch norm does.
   """
 
@@ -40,6 +45,10 @@ class LeafFacts:
   groups: int = 1
   normalised: bool = False
 
+  def ways(self) -> set[str]:
+    """The kinds of its uses, without their depths: `{"lookup", "product"}` of a tied embedding."""
+    return {use.partition("@")[0] for use in self.uses}
+
   def __eq__(self, other: object) -> bool:  # the generated one cannot compare arrays of depths
     if not isinstance(other, LeafFacts):
       return NotImplemented
@@ -48,3 +57,17 @@ class LeafFacts:
 
   def __hash__(self) -> int:
     return hash((self.path, self.shape, self.layer, self.connections))
+
+
+def check_shape(facts: LeafFacts, leaf: Any) -> None:
+  """Raises `ValueError` unless a leaf has the shape that its facts are about.
+
+  Inside `jax.shard_map` a leaf is one device's part, of other sizes. Its number of axes is the same there, and is
+  compared. Under `jax.vmap` a leaf is one member's, as in the structure of one model.
+  """
+  shape = tuple(jnp.shape(leaf))
+  if len(shape) != len(facts.shape) or (shape != facts.shape and not in_shard_map()):
+    raise ValueError(
+      f"The structure is of another model: leaf {facts.path!r} has shape {shape}, but {facts.shape} in the structure; "
+      "make the structure from these parameters."
+    )

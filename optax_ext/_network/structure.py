@@ -1,14 +1,15 @@
 """Facts about every leaf of a network's parameters, and what optimizers of other libraries ask of them."""
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
-from optax_ext._common.paths import check_paths, map_with_paths, natural_key
-from optax_ext._network.facts import LeafFacts
+from optax_ext._common.paths import check_paths, map_with_paths, natural_key, warn_unmatched
+from optax_ext._network.facts import LeafFacts, check_shape
 from optax_ext._network.scales import check_rule, scales_by_path
 from optax_ext._network.show import plot, table
 
@@ -60,14 +61,29 @@ class Structure:
     check_paths("The tree of scales", scales, self.facts)
     return scales
 
-  def muon_dimension_numbers(self) -> Callable[[Any], Any]:
+  def muon_dimension_numbers(self, exclude: str | None = None) -> Callable[[Any], Any]:
     """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
 
-    Stacked axes are in neither, so that Muon treats each layer and each copy by itself.
+    Stacked axes are in neither, so that Muon treats each layer and each copy by itself. These leaves have `None`, and
+    Muon leaves them to Adam:
+
+    - a leaf that is no weight, whose axes are not known, or that has no output axis;
+    - an embedding that is looked up, also where a product uses it once more (a tied embedding);
+    - a kernel in groups, depthwise ones too: it is several matrices, and Muon would take it for one;
+    - a leaf that `exclude` names, as Muon's authors do with the last layer.
+
+    Args:
+      exclude: A regular expression. A leaf is left to Adam if the expression is found in its path: `"head"`.
 
     Returns:
-      A function from parameters, matched by path, to a tree of `optax.contrib.MuonDimensionNumbers`; `None`, Adam's
-      part, for a leaf that is no weight, whose axes are not known, or that has no output axis.
+      A function from parameters, matched by path, to a tree of `optax.contrib.MuonDimensionNumbers` and `None`.
+
+    Raises:
+      TypeError: `exclude` is neither a string nor `None`.
+      ValueError: in use, when the structure has nothing for a leaf, or another shape.
+
+    Warns:
+      UserWarning: `exclude` is found in no path of the structure.
 
     Example:
       >>> import jax.numpy as jnp
@@ -78,19 +94,29 @@ class Structure:
       {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
       >>> tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=structure.muon_dimension_numbers())
     """
+    if not (exclude is None or isinstance(exclude, str)):
+      raise TypeError(f"exclude must be a regular expression, as a string, or None, but was {exclude!r}.")
+    left_out = None if exclude is None else re.compile(exclude)
+    if left_out:
+      warn_unmatched(left_out, self.facts)
 
     def numbers(facts: LeafFacts) -> Any:
       summed = facts.contracting_axes or ()
       rest = tuple(axis for axis in range(len(facts.shape)) if axis not in (*summed, *facts.stacked_axes))
-      if not summed or not rest:
+      excluded = left_out is not None and left_out.search(facts.path)
+      if not summed or not rest or facts.groups > 1 or "lookup" in facts.ways() or excluded:
         return None
       return optax.contrib.MuonDimensionNumbers(reduction_axis=summed, output_axis=rest)
 
-    known = {facts.path: numbers(facts) for facts in self.leaves()}
+    known = {facts.path: facts for facts in self.leaves()}
+
+    def one(path: str, leaf: Any) -> Any:
+      check_shape(known[path], leaf)
+      return numbers(known[path])
 
     def of(params: Any) -> Any:
       check_paths("The structure", known, params, more=True)
-      return map_with_paths(lambda path, leaf: known[path], params)
+      return map_with_paths(one, params)
 
     return of
 

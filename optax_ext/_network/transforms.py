@@ -1,15 +1,19 @@
 """What makes use of facts in a chain: step scales, a mask for weight decay."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.dtypes import arithmetic_dtype, real_dtype
-from optax_ext._common.paths import check_no_count, check_paths, map_with_paths, mask_paths
-from optax_ext._network.by_name import _name, structure_from_params
-from optax_ext._network.facts import LeafFacts
+from optax_ext._common.dtypes import arithmetic_dtype, is_array, is_numeric, real_dtype
+from optax_ext._common.paths import check_no_count, check_paths, described, map_with_paths, mask_paths
+from optax_ext._network.by_name import guess
+from optax_ext._network.facts import LeafFacts, check_shape
+from optax_ext._network.names import read_name
+from optax_ext._network.rules import Multipliable
 from optax_ext._network.scales import check_rule, scales_by_path
 from optax_ext._network.structure import Structure, check_structure
 
@@ -30,7 +34,12 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
 
   Raises:
     TypeError: `rule` is neither.
-    ValueError: at update, when the scales do not match the updates; the paths are named.
+    ValueError: at update, when the scales or the structure do not match the updates; the paths are named.
+
+  Warns:
+    UserWarning: at init, when `rule` compares layers, no structure is given and the parameters show fewer than two
+      layers, so that every scale is 1. So it is inside `optax.flatten`, and mostly inside `optax.masked` or
+      `optax.partition`.
 
   Example:
     >>> from optax_ext import ByDepth
@@ -47,17 +56,27 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
   check_structure(structure)
 
   def init(params: optax.Params) -> optax.EmptyState:
-    del params
+    layers = guess(params).num_layers if structure is None and isinstance(rule, Multipliable) else 2
+    if layers < 2 and jax.tree.leaves(params):
+      warnings.warn(
+        f"scale_by_structure sees {layers} {'layer' if layers == 1 else 'layers'} in {described(params)}, so that all "
+        "its scales are 1: give it the structure= of the whole model, and take it out of optax.flatten.",
+        stacklevel=2,
+      )
     return optax.EmptyState()
 
   def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     seen = updates if params is None else params  # what has no gradient now is a layer all the same
-    scales = scales_by_path(rule, structure or structure_from_params(seen))
+    seen = jax.tree.map(lambda leaf: leaf if is_numeric(leaf) else None, seen)
+    facts = structure or guess(seen)
+    scales, known = scales_by_path(rule, facts), {leaf.path: leaf for leaf in facts.leaves()}
     check_paths(
       "The tree of scales" if structure is None else "The structure", scales, seen, more=structure is not None
     )
 
     def scale(path: str, update: Any) -> Any:
+      if path in known:
+        check_shape(known[path], update)
       dtype = arithmetic_dtype(update)
       factor = jnp.asarray(scales[path], real_dtype(dtype))
       if not _broadcasts(factor.shape, jnp.shape(update)):
@@ -79,7 +98,10 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   With a traced structure the leaf's use decides: it is shown if it is looked up, or if a product contracts its axes.
   The scales of a weight normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name
   decides, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is
-  not called bias, scale or the like.
+  not called bias, scale or the like. Tables of tokens and of positions are shown both (`embedding`, `pos_embed`);
+  learned tokens (`cls_token`) are hidden.
+
+  Leaves that are no arrays, in an Equinox module that is not filtered, are hidden.
 
   Args:
     structure: The facts; by default those of `structure_from_params`.
@@ -89,7 +111,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
 
   Raises:
     TypeError: `structure` is neither a `Structure` nor `None`; in use, a step count instead of a tree.
-    ValueError: in use, when the structure has nothing for a leaf; the path is named.
+    ValueError: in use, when the structure has nothing for an array, or another shape; the path is named.
 
   Example:
     >>> layers = {"kernel": jnp.ones((12, 8, 8)), "bias": jnp.ones((12, 8)), "norm": {"scale": jnp.ones((12, 8))}}
@@ -100,18 +122,24 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   check_structure(structure)
 
   def decays(facts: LeafFacts) -> bool:
-    entered = {use.partition("@")[0] for use in facts.uses}
-    if (
-      facts.layer == facts.path or "lookup" in entered or ("product" in entered and facts.contracting_axes is not None)
-    ):
+    ways = facts.ways()
+    if facts.layer == facts.path or "lookup" in ways or ("product" in ways and facts.contracting_axes is not None):
       return True
-    return not facts.uses and len(facts.shape) > 1 and _name(facts.path).startswith("embedding")
+    return not ways and len(facts.shape) > 1 and read_name(facts.path).kind == "embedding"
 
   def mask(tree: Any) -> Any:
     check_no_count(tree)
-    shown = {facts.path: decays(facts) for facts in (structure or structure_from_params(tree)).leaves()}
-    check_paths("The structure", shown, tree, more=structure is not None)
-    return mask_paths(lambda path, leaf: shown[path], tree)
+    known = {facts.path: facts for facts in (structure or guess(tree)).leaves()}
+    arrays = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, tree)
+    check_paths("The structure", known, arrays, more=True)
+
+    def shown(path: str, leaf: Any) -> bool:
+      if not is_array(leaf):
+        return False
+      check_shape(known[path], leaf)
+      return decays(known[path])
+
+    return mask_paths(shown, tree)
 
   return mask
 

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_ext._common.paths import by_path, mask_paths, natural_key
+from optax_ext._network.facts import check_shape
 from optax_ext._network.structure import Structure
 
 AxesOfLeaf = tuple[int, ...] | None
@@ -49,7 +50,7 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   """Any form of axes as a function of a leaf's path and the leaf, which checks what it returns."""
   given: Callable[[str, Any], Any]
   if isinstance(axes, Structure):
-    given = _lookup({facts.path: facts.contracting_axes for facts in axes.leaves()})
+    given = _of_structure(axes)
   elif axes is None or _is_tuple_of_ints(axes):
     given = lambda path, leaf: axes
   elif callable(axes) and jax.tree_util.all_leaves([axes]):  # a tree can be a module, which is callable too
@@ -77,6 +78,18 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
     return along
 
   return axes_of
+
+
+def _of_structure(structure: Structure) -> Callable[[str, Any], AxesOfLeaf]:
+  known = {facts.path: facts for facts in structure.leaves()}
+  contracted = _lookup({path: facts.contracting_axes for path, facts in known.items()})
+
+  def given(path: str, leaf: Any) -> AxesOfLeaf:
+    axes = contracted(path, leaf)
+    check_shape(known[path], leaf)
+    return axes
+
+  return given
 
 
 def _lookup(table: dict[str, AxesOfLeaf]) -> Callable[[str, Any], AxesOfLeaf]:

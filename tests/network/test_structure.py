@@ -1,6 +1,10 @@
 import copy
+import dataclasses
 import itertools
+import math
 import pickle
+import re
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -164,7 +168,7 @@ def test_degenerate_counts_give_one_at_the_median(rule, counts):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_trees_without_layers(rule):
-  for params in ({}, {"scale": jnp.ones(3)}, jnp.ones(()), {"a": None}):
+  for params in ({"scale": jnp.ones(3)}, jnp.ones(()), {"a": None, "b": 1.0}):
     scales = rule.scales(optax_ext.structure_from_params(params))
     assert all(scale == 1 for scale in jax.tree.leaves(scales))
 
@@ -279,7 +283,8 @@ def test_an_explicit_structure_sees_masked_leaves():
   visible = {"Dense_0": False, "Dense_1": True, "Dense_2": False}
   of_all = scaled(optax.masked(optax_ext.scale_by_structure(Additive(), structure), visible), params)
   assert float(of_all["Dense_1"]["kernel"][0, 0]) == pytest.approx(0.05)
-  of_part = scaled(optax.masked(optax_ext.scale_by_structure(Additive()), visible), params)
+  with pytest.warns(UserWarning, match="sees 1 layer in 2 leaves"):
+    of_part = scaled(optax.masked(optax_ext.scale_by_structure(Additive()), visible), params)
   assert float(of_part["Dense_1"]["kernel"][0, 0]) == 1
   explicit = {f"Dense_{i}": {"kernel": 2.0, "bias": 3.0} for i in range(3)}
   assert float(scaled(optax.masked(optax_ext.scale_by_structure(explicit), visible), params)["Dense_1"]["bias"][0]) == 3
@@ -340,3 +345,203 @@ def test_depths_in_any_order_are_shown_from_least_to_most():
   for depths, brief in shown.items():
     facts = LeafFacts("w", (len(depths), 2, 2), "w", np.array(depths), 4, (1,), (0,), (0,))
     assert f"itself  {brief} " in Structure({"w": facts}, 4).table()
+
+
+def test_products_of_rules():
+  assert optax_ext.Product(Additive(), ByDepth()) == Additive() * ByDepth()
+  with pytest.raises(TypeError, match=r"second must be a rule, .* but was 2\.0"):
+    optax_ext.Product(Additive(), 2.0)
+
+
+# a structure of another model
+
+
+WRONG = {
+  "wider": ({"w": jnp.ones((4, 3))}, r"leaf 'w' has shape \(4, 3\), but \(2, 3\) in the structure; make the structure"),
+  "stacked": ({"w": jnp.ones((5, 2, 3))}, r"leaf 'w' has shape \(5, 2, 3\), but \(2, 3\) in the structure"),
+}
+
+
+@pytest.mark.parametrize(("params", "message"), WRONG.values(), ids=WRONG)
+def test_a_structure_of_other_shapes_is_an_error(params, message):
+  structure = optax_ext.structure_from_params({"w": jnp.ones((2, 3)), "more": jnp.ones((3, 3))})
+  steps = [
+    lambda: scaled(optax_ext.scale_by_structure(Additive(), structure), params),
+    lambda: scaled(optax_ext.caadam(1e-3, structure=structure), params),
+    lambda: optax_ext.decay_mask(structure)(params),
+    lambda: structure.muon_dimension_numbers()(params),
+    lambda: optax_ext.nd_adam(1e-3, structure=structure).init(params),
+    lambda: optax_ext.nd_adam(1e-3, axes=structure).init(params),
+    lambda: optax_ext.normalize_vectors(params, structure),
+  ]
+  for step in steps:
+    with pytest.raises(ValueError, match=message):
+      step()
+
+
+def test_members_under_vmap_have_the_structure_of_one():
+  params = {"a": {"kernel": jnp.ones((4, 2, 3))}, "b": {"kernel": jnp.ones((4, 3, 1))}}
+  one = jax.tree.map(lambda leaf: leaf[0], params)
+  structure = optax_ext.structure_from_params(one)
+  for tx in (optax_ext.scale_by_structure(ByDepth(), structure), optax_ext.nd_adam(0.1, structure=structure)):
+    step = lambda params, tx=tx: tx.update(params, tx.init(params), params)[0]
+    got, want = jax.vmap(step)(params), step(one)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, jnp.broadcast_to(b, a.shape), rtol=1e-6), got, want)
+  with pytest.raises(ValueError, match="structure is of another model"):
+    scaled(optax_ext.scale_by_structure(ByDepth(), structure), params)
+
+
+def in_parts(f, params, specs):
+  mesh = jax.make_mesh((2,), ("x",))
+  return jax.jit(jax.shard_map(f, mesh=mesh, in_specs=(specs,), out_specs=specs))(params)
+
+
+def test_parts_of_devices_have_the_structure_of_the_whole():
+  """Inside shard_map a leaf is a device's part: the number of axes is compared, and the sizes are not."""
+  params = {"a": {"kernel": jnp.ones((4, 2))}, "b": {"kernel": jnp.ones((2, 1))}}
+  specs = {"a": {"kernel": jax.P("x")}, "b": {"kernel": jax.P()}}
+  structure = optax_ext.structure_from_params(params)
+  got = in_parts(lambda part: scaled(optax_ext.scale_by_structure(ByDepth(), structure), part), params, specs)
+  np.testing.assert_allclose(got["a"]["kernel"], np.full((4, 2), 2**0.5), rtol=1e-6)
+  assert in_parts(lambda part: jax.tree.map(jnp.float32, optax_ext.decay_mask(structure)(part)), params, jax.P()) == {
+    "a": {"kernel": 1},
+    "b": {"kernel": 1},
+  }
+  names = lambda path, leaf: "x" if path == "a/kernel" else None
+  units = in_parts(lambda part: in_vectors(part, structure, names), params, specs)
+  np.testing.assert_allclose(jnp.linalg.norm(units["a"]["kernel"], axis=0), 1, rtol=1e-6)
+  other = optax_ext.structure_from_params({"a": {"kernel": jnp.ones((1, 4, 2))}, "b": {"kernel": jnp.ones((2, 1))}})
+  with pytest.raises(ValueError, match=r"leaf 'a/kernel' has shape \(2, 2\), but \(1, 4, 2\) in the structure"):
+    in_parts(lambda part: scaled(optax_ext.scale_by_structure(ByDepth(), other), part), params, specs)
+
+
+def in_vectors(part, structure, names):
+  tx = optax_ext.renormalize_params(structure, axis_name=names)
+  return optax.apply_updates(part, tx.update(part, tx.init(part), part)[0])
+
+
+# Muon
+
+
+def facts_like(path, shape, axes, **more):
+  return LeafFacts(path, shape, path if axes else None, 0, math.prod(shape), axes, **more)
+
+
+def test_muon_takes_what_is_one_matrix():
+  facts = {
+    "dense": facts_like("dense", (8, 4), (0,), uses=("product@0",)),
+    "heads": facts_like("heads", (8, 2, 4), (0,), uses=("product@1",)),
+    "stack": facts_like("stack", (3, 8, 4), (1,), stacked_axes=(0,), uses=("product@2",)),
+    "grouped": facts_like("grouped", (3, 3, 2, 8), (0, 1, 2), uses=("product@3",), groups=4),
+    "depthwise": facts_like("depthwise", (3, 3, 1, 8), (0, 1, 2), uses=("product@4",), groups=8),
+    "table": facts_like("table", (100, 4), None, uses=("lookup@0",)),
+    "tied": facts_like("tied", (100, 4), (1,), uses=("lookup@0", "product@5")),
+    "unseen": facts_like("unseen", (4, 4), None, note="it enters a kernel"),
+    "head": facts_like("head", (4, 10), (0,), uses=("product@5",)),
+  }
+  structure = Structure(facts, 6)
+  params = {path: jax.ShapeDtypeStruct(one.shape, jnp.float32) for path, one in facts.items()}
+  numbers = structure.muon_dimension_numbers()(params)
+  spec = optax.contrib.MuonDimensionNumbers
+  taken = {"dense": spec((0,), (1,)), "heads": spec((0,), (1, 2)), "stack": spec((1,), (2,)), "head": spec((0,), (1,))}
+  assert {path: one for path, one in numbers.items() if one is not None} == taken
+  without_head = structure.muon_dimension_numbers(exclude="^head$|^sta")(params)
+  assert {path for path, one in without_head.items() if one is not None} == {"dense", "heads"}
+
+
+def test_muon_trains_without_what_is_excluded():
+  params = mlp(4, 5, 3)
+  numbers = optax_ext.structure_from_params(params).muon_dimension_numbers(exclude="Dense_1")
+  tx = optax.contrib.muon(1.0, muon_weight_dimension_numbers=numbers)
+  state = tx.init(params)
+  tx.update(params, state, params)
+  adam = optax.tree.get(state.inner_states["adam"], "mu")
+  assert isinstance(adam["Dense_0"]["kernel"], optax.MaskedNode)
+  assert adam["Dense_1"]["kernel"].shape == (5, 3)
+
+
+def test_what_muon_cannot_exclude():
+  structure = optax_ext.structure_from_params(mlp(4, 5, 3))
+  with pytest.raises(TypeError, match=r"exclude must be a regular expression, .* but was \['head'\]"):
+    structure.muon_dimension_numbers(exclude=["head"])
+  with pytest.warns(UserWarning, match="'haed' is found in no path .*'Dense_0/bias'"):
+    structure.muon_dimension_numbers(exclude="haed")
+
+
+def test_facts_of_other_groups_are_not_equal():
+  one = facts_like("w", (2, 2), (0,))
+  assert one.groups == 1
+  assert one != dataclasses.replace(one, groups=2)
+
+
+# what wrappers hide
+
+
+HIDDEN = {
+  "flatten": (optax.flatten, r"in 1 leaf \('' of shape \(\d+,\)\)"),
+  "masked": (lambda tx: optax.masked(tx, optax_ext.label_paths("bias")), r"in 3 leaves \('Dense_0/bias' of shape"),
+  "partition": (
+    lambda tx: optax.partition({True: tx, False: optax.sgd(1.0)}, optax_ext.label_paths("bias")),
+    r"in 3 leaves \('Dense_0/bias' of shape",
+  ),
+}
+
+
+def warned(f):
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    result = f()
+  assert all(one.category is UserWarning for one in caught)
+  return result, [str(one.message) for one in caught]
+
+
+@pytest.mark.parametrize(("wrap", "seen"), HIDDEN.values(), ids=HIDDEN)
+@pytest.mark.parametrize("make", [optax_ext.caadam, lambda rate: optax_ext.caadam(rate, rule=ByDepth() * Additive())])
+def test_a_network_that_is_hidden_gets_a_word_once(wrap, seen, make):
+  params, tx = mlp(2, 3, 4, 1), wrap(make(1e-3))
+  state, told = warned(lambda: tx.init(params))
+  assert len(told) == 1
+  assert re.match(rf"scale_by_structure sees 0 layers {seen}.* give it the structure= .*optax\.flatten", told[0])
+  assert not warned(lambda: jax.jit(tx.update)(params, state, params))[1]
+  assert not warned(lambda: optax.tree.map_params(tx, lambda leaf: leaf, state))[1]
+
+
+@pytest.mark.parametrize(("wrap", "seen"), HIDDEN.values(), ids=HIDDEN)
+def test_vectors_that_are_hidden_get_a_word_once(wrap, seen):
+  params = mlp(2, 3, 4, 1)
+  for kwargs in ({}, {"axes": lambda path, leaf: (0,) if leaf.ndim > 1 else None}):
+    tx = wrap(optax_ext.nd_adam(1e-3, **kwargs))
+    state, told = warned(lambda tx=tx: tx.init(params))
+    assert len(told) == 1
+    assert re.match(
+      rf"nd_adam sees no weight vector {seen}.* give it axes= or structure=", told[0].replace("among", "in")
+    )
+    assert not warned(lambda tx=tx, state=state: jax.jit(tx.update)(params, state, params))[1]
+
+
+def test_what_is_not_hidden_needs_no_word():
+  params = mlp(2, 3, 1)
+  structure = optax_ext.structure_from_params(params)
+  one = {"Dense_0": params["Dense_0"]}
+  for tx, tree in [
+    (optax_ext.caadam(1e-3), params),
+    (optax_ext.caadam(1e-3, structure=structure), one),
+    (optax_ext.scale_by_structure({"Dense_0": {"kernel": 2.0, "bias": 1.0}}), one),
+    (optax_ext.nd_adam(1e-3), one),
+    (optax_ext.nd_adam(1e-3), {}),
+    (optax_ext.caadam(1e-3), {"a": None}),
+  ]:
+    assert not warned(lambda tx=tx, tree=tree: tx.init(tree))[1]
+  told = warned(lambda: optax_ext.caadam(1e-3).init(one))[1]
+  assert [message.partition(",")[0] for message in told] == [
+    "scale_by_structure sees 1 layer in 2 leaves ('Dense_0/bias' of shape (3"
+  ]
+
+
+def test_nd_adam_takes_the_guessed_axes_of_the_whole_list():
+  """In `[k, b]` of attention the bias has two axes, and is no vector."""
+  params = [jnp.ones((8, 2, 4)), jnp.ones((2, 4)), jnp.ones((8, 3))]
+  tx = optax_ext.nd_adam(1e-3)
+  state = tx.init(params)
+  assert [leaf.shape for leaf in optax.tree.get(state, "nu")] == [(1, 1, 4), (2, 4), (1, 3)]
+  tx.update(params, state, params)

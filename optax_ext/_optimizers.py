@@ -369,7 +369,8 @@ def nd_adam(
     nu_dtype=nu_dtype,
     rounding=rounding,
   )
-  return with_axes(lambda axes: in_one_pass(dataclasses.replace(spec, axes=axes), kernel), axes or structure)
+  make = lambda axes: in_one_pass(dataclasses.replace(spec, axes=axes), kernel)
+  return with_axes(make, structure if axes is None else axes)
 
 
 def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTransformation:

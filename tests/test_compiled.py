@@ -71,6 +71,7 @@ def test_memory_traffic(name):
     assert bytes_per_parameter(ELEMENTWISE[name]) <= bytes_per_parameter(optax.nadam(1e-3)) + 0.01
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_structure sees")  # the leaves are no layers
 def test_scalars_are_computed_once_a_step():
   """exp, log and expm1 of the step do not multiply with the leaves."""
 

@@ -188,6 +188,7 @@ def test_a_missing_gradient(make):
     (optax_ext.nd_adam(RATE, structure=optax_ext.structure_from_params(PARAMS)), True),
   ],
 )
+@pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")
 def test_an_explicit_structure_sees_hidden_layers(tx, sees_all):
   masked = optax.masked(tx, {"Dense_0": True, "Dense_1": False})
   got, want = (second_updates(t, GRADS, PARAMS)["Dense_0"]["kernel"] for t in (masked, tx))
@@ -396,7 +397,7 @@ def test_transformations_can_be_deep_copied(make):
 @every
 def test_numpy_parameters_of_double_precision(make):
   """Without x64 jax has no float64; they are taken as float32, without a word, as by optax."""
-  params = {"Dense_0": {"kernel": np.ones((4, 3)), "bias": np.ones(3)}}
+  params = {"Dense_0": {"kernel": np.ones((4, 3)), "bias": np.ones(3)}, "Dense_1": {"kernel": np.ones((3, 2))}}
   with warnings.catch_warnings(action="error"):
     updates = second_updates(make(RATE), params, params)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {"float32"}

@@ -484,8 +484,9 @@ def test_decay_mask_of_another_model():
   apply = lambda p, x: p["temperature"] * (x @ p["w"])
   params = {"w": jnp.ones((2, 2)), "temperature": 1.0}
   structure = optax_ext.structure_from_model(apply, params, jnp.ones((1, 2)))
+  assert decay_mask(structure)(params) == {"w": True, "temperature": False}  # a number is no array
   with pytest.raises(ValueError, match="it has nothing for 'temperature', Python numbers: make them arrays"):
-    decay_mask(structure)(params)
+    optax_ext.scale_by_structure(ByDepth(), structure).update(params, optax.EmptyState())
 
 
 def test_decay_mask_where_a_gradient_is_missing():

@@ -14,6 +14,8 @@ from support import enable_x64, open_loop, problem, relative, run
 import optax_ext
 from optax_ext import Additive, ByDepth, Multiplicative
 
+pytestmark = pytest.mark.filterwarnings("ignore:(scale_by_structure|nd_adam) sees")  # many trees of one matrix
+
 STEPS, SHAPE = 1000, (6, 5)
 GRADS = open_loop(SHAPE, STEPS)
 START = np.random.default_rng(1).normal(size=SHAPE)

@@ -15,6 +15,8 @@ from support import enable_x64, jitted
 
 import optax_ext
 
+pytestmark = pytest.mark.filterwarnings("ignore:(scale_by_structure|nd_adam) sees")  # one leaf at a time
+
 MAKE = {
   "exadam": optax_ext.exadam,
   "adamnx": optax_ext.adamnx,

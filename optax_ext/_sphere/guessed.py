@@ -23,13 +23,14 @@ def with_axes(
 
   def init(params: Any) -> Any:
     found = guess(params) if axes is None else axes
+    state = make(found).init(params)
     if jax.tree.leaves(params) and not any(jax.tree.leaves(vector_mask(found)(params))):
       warnings.warn(
         f"nd_adam sees no weight vector among {described(params)}, so that it steps all of them as Adam does: give it "
         "axes= or structure=, take it out of optax.flatten, and let optax.masked or optax.partition show it weights.",
         stacklevel=2,
       )
-    return make(found).init(params)
+    return state
 
   def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
     tx = make(guess(updates if params is None else params)) if axes is None else given

@@ -26,6 +26,8 @@ from optax_ext import convert_moments, state_shardings
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import kill_test
 
+pytestmark = pytest.mark.filterwarnings("ignore:scale_by_structure sees")  # moments matter here, layers do not
+
 RATE = optax.linear_schedule(1e-2, 1e-3, 20)
 OPTIMIZERS = {
   "exadam": lambda: optax_ext.exadam(RATE, weight_decay=0.01),

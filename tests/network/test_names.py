@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -195,6 +196,15 @@ CASES = {
     {"a/bias/value/data_array": "a/weights/value/data_array"},
     {"s/scale/value/data_array"},
   ),
+  "several weights": Case(
+    tree(
+      **{"m/weight/0": (4, 8), "m/weight/1": (8, 8), "m/bias/0": (4,), "m/bias/1": (8,)}
+      | {"n/kernel": (8, 4), "n/filter": (8, 4), "n/bias": (4,), "o/w1": (4, 4), "o/w2": (4, 4), "o/b": (4,)}
+    ),
+    {"m/weight/0": (1,), "m/weight/1": (1,), "n/filter": (0,), "n/kernel": (0,), "o/w1": (0,), "o/w2": (0,)},
+    {"m/bias/0": "m/weight/0", "m/bias/1": "m/weight/1", "n/bias": "n/kernel"},
+    {"o/b"},
+  ),
   "lists": Case(
     [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(8, 16), (16,), (16,), (16, 4), (3,), (3, 16, 8), (16, 8)]]
     + [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in [(16, 8, 3), (3,), (3, 3), (3, 3), (3,)]],
@@ -204,12 +214,21 @@ CASES = {
   ),
   "layers by any name": Case(
     tree(
-      **{"mean/0": (8, 4), "mean/1": (4,), "b/theta": (4, 4), "hidden": (4, 4), "value/head": (4, 1), "a/w1": (4, 4)}
+      **{
+        "mean/0": (8, 4),
+        "mean/1": (4,),
+        "b/0": (4, 4),
+        "b/1": (4,),
+        "b/theta": (4, 4),
+        "hidden": (4, 4),
+        "value/head": (4, 1),
+        "a/w1": (4, 4),
+      }
       | {"a/b1": (4,), "a/W2": (4, 2), "a/b2": (2,), "kernel_scale": (4, 4), "lora_b": (4, 4), "v/value": (4, 2)}
     ),
-    {"a/w1": (0,), "a/W2": (0,), "b/theta": (0,), "hidden": (0,), "lora_b": (0,), "mean/0": (0,)}
+    {"a/w1": (0,), "a/W2": (0,), "b/0": (0,), "b/theta": (0,), "hidden": (0,), "lora_b": (0,), "mean/0": (0,)}
     | {"v/value": (0,), "value/head": (0,)},
-    {"a/b1": "a/w1", "a/b2": "a/W2", "mean/1": "mean/0"},
+    {"a/b1": "a/w1", "a/b2": "a/W2", "mean/1": "mean/0", "b/1": "b/0"},
     {"kernel_scale"},
   ),
 }
@@ -324,4 +343,5 @@ def test_tables_of_tokens_and_positions_decay_alike():
 def test_functions_raise_no_warning():
   with warnings.catch_warnings():
     warnings.simplefilter("error")
-    structure_from_params({"f": jnp.tanh, "w": jnp.ones((2, 2))})
+    facts = structure_from_params({"f": jnp.tanh, "w": jnp.ones((2, 2)), "class": np.float32}).facts
+  assert (facts["f"], facts["class"]) == (None, None)

@@ -184,7 +184,7 @@ def check_paths(what: str, given: Iterable[str], tree: Any, *, more: bool = Fals
 
 def described(tree: Any, most: int = 3) -> str:
   """How many leaves a tree has, and the first of them: `2 leaves ('bias' of shape (3,), 'kernel' of shape (2, 3))`."""
-  leaves = [f"{path!r} of shape {jnp.shape(leaf)}" for path, leaf in named_leaves(tree)]
+  leaves = [f"{path!r} of shape {getattr(leaf, 'shape', ())}" for path, leaf in named_leaves(tree)]
   more = f" and {len(leaves) - most} more" if len(leaves) > most else ""
   return f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'} ({', '.join(leaves[:most])}{more})"
 

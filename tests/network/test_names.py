@@ -309,6 +309,8 @@ def test_steps_beside_leaves_that_are_no_arrays():
   tx = optax_ext.scale_by_structure(optax_ext.ByDepth())
   updates, _ = tx.update(arrays, tx.init(arrays), two)
   assert [float(module.fields[0][0, 0]) for module in updates] == pytest.approx([2**0.5, 1])
+  with pytest.warns(UserWarning, match=r"sees 1 layer in 6 leaves \('activation' of shape \(\), 'bias'"):
+    tx.init(dict(zip(NAMES, UNFILTERED.fields, strict=True)))
 
 
 @pytest.mark.parametrize("empty", [{}, {"a": object()}, {"a": None}, [], optax.MaskedNode(), {"f": jnp.tanh}])

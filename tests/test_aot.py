@@ -20,7 +20,7 @@ from jax.sharding import SingleDeviceSharding
 from optax_ext._common.primitives import IN_KERNELS
 from optax_ext._memory.elementwise import Program
 
-pytestmark = pytest.mark.aot
+pytestmark = [pytest.mark.aot, pytest.mark.filterwarnings("ignore:scale_by_structure sees")]  # single kernels
 
 SPEED = pathlib.Path(__file__).parents[1] / "benchmarks" / "speed"
 

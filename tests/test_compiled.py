@@ -9,6 +9,8 @@ import pytest
 import optax_ext
 from optax_ext._common.retrace import once_per_shape
 
+pytestmark = pytest.mark.filterwarnings("ignore:scale_by_structure sees")  # leaves of one shape, and no network
+
 PARAMS = {f"Dense_{i}": {"kernel": jnp.zeros((128, 128)), "bias": jnp.zeros(128)} for i in range(5)}
 SIZE = sum(leaf.size for leaf in jax.tree.leaves(PARAMS))
 ELEMENTWISE = {
@@ -71,7 +73,6 @@ def test_memory_traffic(name):
     assert bytes_per_parameter(ELEMENTWISE[name]) <= bytes_per_parameter(optax.nadam(1e-3)) + 0.01
 
 
-@pytest.mark.filterwarnings("ignore:scale_by_structure sees")  # the leaves are no layers
 def test_scalars_are_computed_once_a_step():
   """exp, log and expm1 of the step do not multiply with the leaves."""
 

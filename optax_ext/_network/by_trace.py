@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_ext._common.dtypes import is_array
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._network.by_name import guess
 from optax_ext._network.facts import LeafFacts
-from optax_ext._network.jaxpr.model import is_array, read_model
+from optax_ext._network.jaxpr.model import read_model
 from optax_ext._network.jaxpr.summarize import Findings
 from optax_ext._network.structure import Structure
 

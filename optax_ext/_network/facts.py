@@ -24,7 +24,9 @@ class LeafFacts:
     stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
     scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
     macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
-    uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace.
+    uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace. The
+      kinds are `product`, `bias`, `elementwise`, `lookup`, `positions` (a table added along places), `backward` (in a
+      derivative's way back) and `unseen`.
     note: What could not be told, and why; mostly empty.
     groups: Number of groups that its layer's outputs divide into, each with inputs of its own; as many as the inputs in
       a depthwise convolution. Read from a trace; 1 where no model was traced.

@@ -95,11 +95,12 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   """A mask for weight decay that shows weights and embeddings, and hides norms, biases and other small leaves.
 
   A count of axes cannot tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel three.
-  With a traced structure the leaf's use decides: it is shown if it is looked up, or if a product contracts its axes.
-  The scales of a weight normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name
-  decides, by the conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is
-  not called bias, scale or the like. Tables of tokens and of positions are shown both (`embedding`, `pos_embed`);
-  learned tokens (`cls_token`) are hidden.
+  With a traced structure the leaf's use decides: it is shown if it is looked up, if it is a table that is added along
+  places (positions, read by an input or by `arange`), or if a product contracts its axes. The scales of a weight
+  normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name decides, by the
+  conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is not called bias,
+  scale or the like. Tables of tokens and of positions are shown both (`embedding`, `pos_embed`); learned tokens
+  (`cls_token`) are hidden.
 
   Leaves that are no arrays, in an Equinox module that is not filtered, are hidden.
 
@@ -123,8 +124,10 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
 
   def decays(facts: LeafFacts) -> bool:
     ways = facts.ways()
-    if facts.layer == facts.path or "lookup" in ways or ("product" in ways and facts.contracting_axes is not None):
+    if facts.layer == facts.path or ways & {"lookup", "positions"}:
       return True
+    if "product" in ways:
+      return facts.contracting_axes is not None
     return not ways and len(facts.shape) > 1 and read_name(facts.path).kind == "embedding"
 
   def mask(tree: Any) -> Any:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optax_ext._network.jaxpr.domain import Constant
@@ -29,7 +29,7 @@ def constant(value: Any) -> Constant:
 
 def compute(eqn: Any, ins: list[Constant]) -> list[Constant]:
   """The results of an equation that depends on nothing."""
-  out = eqn.outvars[0].aval if eqn.outvars else None
+  out: Any = eqn.outvars[0].aval if eqn.outvars else None
   shape = getattr(out, "shape", ())
   uniform = not shape or (bool(ins) and all(value.uniform for value in ins) and len(eqn.outvars) == 1)
   if varies := [value.varies for value in ins if value.varies]:
@@ -43,7 +43,7 @@ def compute(eqn: Any, ins: list[Constant]) -> list[Constant]:
 
 
 def _is_integer(dtype: Any) -> bool:
-  return jax.dtypes.issubdtype(dtype, np.integer) or jax.dtypes.issubdtype(dtype, np.bool_)
+  return jnp.issubdtype(dtype, np.integer) or jnp.issubdtype(dtype, np.bool_)
 
 
 def _broadcast(p: Any, array: np.ndarray) -> np.ndarray:

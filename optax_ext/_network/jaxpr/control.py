@@ -232,6 +232,8 @@ def _carried(old: Value, new: Value, here: Moving) -> Value:
     pieces = joined([old, new]).pieces
     known = {(leaf, layout.key()) for leaf, layout in old.pieces} if type(old) is Weight else None
     return old if {(leaf, layout.key()) for leaf, layout in pieces} == known else Weight(pieces)
+  assert isinstance(old, Constant)
+  assert isinstance(new, Constant)
   if old.varies or _same([old, new]) is old or (old.number is None and new.number is None):
     return old
   return Constant(uniform=old.uniform, varies=here)

@@ -179,8 +179,8 @@ def gather(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
       reader.note("unseen", index, deepest(ins), reason="it is an index")
     if type(index) is Constant:
       return [_rows_of_active(value, numbers, out, deepest(ins))]
-    picked = [d for d in numbers.start_index_map if sizes[d] != whole[d]]
-    return [_lookup(reader, value, picked, deepest(ins), out, from_dims, batched)]
+    looked_up = [d for d in numbers.start_index_map if sizes[d] != whole[d]]
+    return [_lookup(reader, value, looked_up, deepest(ins), out, from_dims, batched)]
   rank = eqn.invars[1].aval.ndim
   if rank == 1 and not batched:
     positions: list[Any] = [0] * len(sizes)

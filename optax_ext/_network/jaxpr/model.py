@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_ext._common.dtypes import is_array
 from optax_ext._network.jaxpr import axes, control, elementwise, indexing, moves, products
 from optax_ext._network.jaxpr.constants import UNKNOWN
 from optax_ext._network.jaxpr.domain import Active, Value, Weight, unknown_source
@@ -73,11 +74,6 @@ def _trace(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> 
       raise
     closed, traced = attempt(integers=False)
   return closed, [tuple(leaves[i].shape) for i in traced if i < mine]
-
-
-def is_array(leaf: Any) -> bool:
-  """Whether a leaf is an array, or the description of one."""
-  return hasattr(leaf, "shape") and hasattr(leaf, "dtype")
 
 
 def _is_number(leaf: Any, integers: bool) -> bool:

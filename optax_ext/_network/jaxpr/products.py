@@ -293,13 +293,12 @@ def sum_of_scaled(reader: Reader, value: Value, dims: Sequence[int], shape: Sequ
 def shifted_sum(reader: Reader, terms: Sequence[Active], shape: Sequence[int]) -> Active | None:
   """A sum of one activation's parts, each scaled by another row of a weight: a depthwise convolution."""
   a, b = (term.scaled for term in terms)
-  if a is None or b is None or a.active is None or b.active is None or reader.backward:
-    return None
-  if a.node is not None and b.node is not None:
+  if a is None or b is None or reader.backward or (a.node and b.node):
     return None
   if b.node is not None:
     a, b = b, a
-  if (a.active.origin or a.active) is not (b.active.origin or b.active) or not _rows_of_one(a.weight, b.weight):
+  x, y = a.active, b.active
+  if x is None or y is None or (x.origin or x) is not (y.origin or y) or not _rows_of_one(a.weight, b.weight):
     return None
   dims = range(len(shape))
   both = [(d, d if _factors(a.weight, d) else None) for d in dims]
@@ -307,7 +306,7 @@ def shifted_sum(reader: Reader, terms: Sequence[Active], shape: Sequence[int]) -
   mine = [b] if a.node is not None else [a, b]
   for term in mine:
     _replaced(term.uses)
-  return _elementwise_layer(reader, mine, a.active, product, a.node)
+  return _elementwise_layer(reader, mine, x, product, a.node)
 
 
 def _rows_of_one(a: Weight, b: Weight) -> bool:

@@ -239,7 +239,8 @@ def _depth(shape: tuple[int, ...], scanned: tuple[int, ...], uses: list[Use]) ->
   depth = np.full([shape[axis] for axis in scanned], NEVER)
   for use in uses:
     if set(scanned) <= use.layout.picked - use.layout.placed:
-      at = tuple(slice(None) if isinstance(at := use.layout.base[axis], Moving) else at for axis in scanned)
+      where: Any = [use.layout.base[axis] for axis in scanned]
+      at = tuple(slice(None) if isinstance(position, Moving) else position for position in where)
       depth[at] = np.minimum(depth[at], use.depth)
     else:
       depth = np.minimum(depth, use.depth)

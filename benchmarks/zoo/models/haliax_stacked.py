@@ -1,0 +1,69 @@
+"""Haliax: named axes, blocks stacked and folded by a scan, as Levanter's models are."""
+
+from typing import Any
+
+from expected import bias, other, weight
+
+PACKAGE, PYTHON = "haliax", "3.13"
+REQUIRES = ["haliax==1.3", "jax==0.12.0.1", "optax==0.2.8"]
+MODEL = "`nn.Stacked` of `nn.LayerNorm` and `nn.Linear`"
+
+
+def build() -> tuple[Any, Any, tuple[Any, ...]]:
+  import equinox as eqx
+  import haliax as hax
+  import haliax.nn as hnn
+  import jax
+  import jax.numpy as jnp
+
+  Layers, Embed, Heads, Mlp = hax.make_axes(layers=3, embed=12, heads=2, mlp=20)
+  Vocab, Batch, Pos = hax.make_axes(vocab=11, batch=2, pos=5)
+
+  class Block(eqx.Module):
+    norm: hnn.LayerNorm
+    up: hnn.Linear
+    down: hnn.Linear
+
+    @staticmethod
+    def init(*, key: Any) -> Any:
+      first, second = jax.random.split(key)
+      return Block(
+        hnn.LayerNorm.init(Embed),
+        hnn.Linear.init(Embed, (Heads, Mlp), key=first),
+        hnn.Linear.init((Heads, Mlp), Embed, key=second, out_first=True),
+      )
+
+    def __call__(self, x: Any) -> Any:
+      return x + self.down(hnn.gelu(self.up(self.norm(x))))
+
+  model = {
+    "embed": hnn.Embedding.init(Vocab, Embed, key=jax.random.key(0)),
+    "blocks": hnn.Stacked.init(Layers, Block)(key=jax.random.split(jax.random.key(1), 3)),
+    "norm": hnn.LayerNorm.init(Embed),
+    "head": hnn.Linear.init(Embed, Vocab, key=jax.random.key(2)),
+  }
+
+  def apply(model: Any, tokens: Any) -> Any:
+    x = model["embed"].embed(hax.named(tokens, (Batch, Pos)))
+    return model["head"](model["norm"](model["blocks"].fold(x))).array
+
+  return apply, model, (jnp.zeros((2, 5), int),)
+
+
+# nn/linear.py: weight axes are In then Out, or Out then In with out_first; `dot` sums over In. nn/scan.py: Stacked makes
+# the blocks by vmap, the axis `layers` first, and folds over it. up and down: depths 2i and 2i + 1.
+UP, DOWN = "blocks/stacked/up/weight/array", "blocks/stacked/down/weight/array"
+LAYERS = 7
+EXPECTED = {
+  "embed/weight/array": other(0),
+  "blocks/stacked/norm/weight/array": other([0, 1, 3], stacked=(0,)),
+  "blocks/stacked/norm/bias/array": other([0, 1, 3], stacked=(0,)),
+  UP: weight([0, 2, 4], 12 * 40, (1,), stacked=(0,)),
+  "blocks/stacked/up/bias/array": bias(UP, [0, 2, 4], 12 * 40, stacked=(0,)),
+  DOWN: weight([1, 3, 5], 12 * 40, (2, 3), stacked=(0,)),
+  "blocks/stacked/down/bias/array": bias(DOWN, [1, 3, 5], 12 * 40, stacked=(0,)),
+  "norm/weight/array": other(5),
+  "norm/bias/array": other(5),
+  "head/weight/array": weight(6, 132, (0,)),
+  "head/bias/array": bias("head/weight/array", 6, 132),
+}

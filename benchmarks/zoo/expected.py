@@ -24,19 +24,17 @@ class Expected(NamedTuple):
 ITSELF = "itself"
 
 
-def weight(
-  depth: Any, connections: int, contracting: tuple[int, ...], stacked: tuple[int, ...] = (), layer: str = ITSELF
-) -> Expected:
+def weight(depth: Any, connections: Any, contracting: Any, stacked: Any = (), layer: Any = ITSELF) -> Expected:
   """A leaf that a product contracts."""
   return Expected(layer, depth, connections, contracting, stacked)
 
 
-def bias(layer: str, depth: Any, connections: int, stacked: tuple[int, ...] = ()) -> Expected:
+def bias(layer: Any, depth: Any, connections: Any, stacked: Any = ()) -> Expected:
   """A leaf that is added to the product of `layer`."""
   return Expected(layer, depth, connections, None, stacked)
 
 
-def other(depth: Any, stacked: tuple[int, ...] = ()) -> Expected:
+def other(depth: Any, stacked: Any = ()) -> Expected:
   """A leaf of no layer: a norm's scale, an embedding that is looked up."""
   return Expected(None, depth, 0, None, stacked)
 

@@ -37,7 +37,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 
 # nn/_embedding.py:101 looks up. A norm has the depth of the product that it follows, 0 before the first.
 # nn/_attention.py: query, key and value are Linear of the same input, depth 0; the output projection follows them, 1.
-# Every Linear is (out, in) and sums over axis 1 (nn/_linear.py:97). Heads are outputs, split after the product (`_project`).
+# Every Linear is (out, in) and sums over axis 1 (nn/_linear.py:97). Heads are outputs, split after the product
+# (`_project`).
 LAYERS = 5
 EXPECTED = {
   "embed/weight": other(0),

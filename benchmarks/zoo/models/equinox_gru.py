@@ -30,9 +30,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda model, xs: jax.vmap(lambda x: one(model, x))(xs), model, (jnp.ones((2, 4, 9)),)
 
 
-# nn/_conv.py:171: kernels are (out, in, *window), biases (out, 1); :239 sums over all but axis 0.
-# nn/_rnn.py, GRUCell.__call__: igates = W_ih x + bias, hgates = W_hh h; they are added to one another, so that both have
-# the depth of W_ih's product; bias_n is added to a third of hgates, and belongs to W_hh.
+# nn/_conv.py:171: kernels are (out, in, *window), biases (out, 1); :239 sums over all but axis 0. nn/_rnn.py,
+# GRUCell.__call__: igates = W_ih x + bias, hgates = W_hh h; they are added to one another, so that both have the
+# depth of W_ih's product; bias_n is added to a third of hgates, and belongs to W_hh.
 LAYERS = 3
 EXPECTED = {
   "conv/weight": weight(0, 6 * 4 * 3, (1, 2)),

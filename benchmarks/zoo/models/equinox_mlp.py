@@ -18,8 +18,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda mlp, xs: jax.vmap(mlp)(xs), mlp, (jnp.ones((5, 8)),)
 
 
-# nn/_linear.py:58-60: weights are (out, in); :97: `self.weight @ x`, so that axis 1 is summed over.
-# nn/_mlp.py:122: with scan, depth - 1 = 2 hidden layers are made by vmap, one leaf with a leading axis; :187 scans them.
+# nn/_linear.py:58-60: weights are (out, in); :97: `self.weight @ x`, so that axis 1 is summed over. nn/_mlp.py:122:
+# with scan, depth - 1 = 2 hidden layers are made by vmap, one leaf with a leading axis; :187 scans them.
 LAYERS = 4
 EXPECTED = {
   "layers/0/weight": weight(0, 16 * 8, (1,)),

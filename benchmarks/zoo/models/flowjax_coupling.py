@@ -19,10 +19,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda flow, x: flow.log_prob(x), flow, (jnp.ones((4, 5)),)
 
 
-# bijections/coupling.py: the first 5 // 2 = 2 entries go through an equinox MLP (3 Linear, (out, in)), whose 2 * 3 results
-# are scale and shift of the others. flows.py: the layers are made by vmap (leading axis) and scanned in order, as
-# log_prob goes through Invert(Scan).inverse; a permutation stands between them, so that each MLP follows the last.
-# The base's scale divides what comes out: it follows the ninth product.
+# bijections/coupling.py: the first 5 // 2 = 2 entries go through an equinox MLP (3 Linear, (out, in)), whose 2 * 3
+# results are scale and shift of the others. flows.py: the layers are made by vmap (leading axis) and scanned in
+# order, as log_prob goes through Invert(Scan).inverse; a permutation stands between them, so that each MLP follows
+# the last. The base's scale divides what comes out: it follows the ninth product.
 MLP = "bijection/bijection/bijection/bijections/0/conditioner/layers"
 DEPTHS = [[0, 3, 6], [1, 4, 7], [2, 5, 8]]
 SIZES = [10 * 2, 10 * 10, 6 * 10]

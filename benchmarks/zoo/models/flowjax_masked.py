@@ -20,9 +20,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda flow, x: flow.log_prob(x), flow, (jnp.ones((4, 5)),)
 
 
-# bijections/masked_autoregressive.py: an equinox MLP of 2 Linear (out, in); Parameterize(jnp.where, mask, weight, 0) masks
-# each weight when paramax unwraps it: masked entries count as connections, the matrix is dense. flows.py: layers are made
-# by vmap (leading axis) and scanned in order by log_prob. All 5 entries go in, and 2 parameters for each come out.
+# bijections/masked_autoregressive.py: an equinox MLP of 2 Linear (out, in); Parameterize(jnp.where, mask, weight, 0)
+# masks each weight when paramax unwraps it: masked entries count as connections, the matrix is dense. flows.py:
+# layers are made by vmap (leading axis) and scanned in order by log_prob. All 5 entries go in, and 2 parameters for
+# each come out.
 MLP = "bijection/bijection/bijection/bijections/0/masked_autoregressive_mlp/layers"
 LAYERS = 4
 EXPECTED = {

@@ -20,11 +20,12 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda flow, x, u: flow.log_prob(x, u), flow, (jnp.ones((5, 3)), jnp.ones((5, 2)))
 
 
-# flows.py, triangular_spline_flow: each layer is Chain([splines, triangular affine, + W u, permutation]), and log_prob
-# runs them in order. bijections/affine.py: y = triangular @ x + loc, one product a layer: depths 0 to 3, axis 2 summed.
-# W u (AdditiveCondition's Linear) meets the condition u, an input, in every layer: depth 0. Splines of layer i follow the
-# product of layer i - 1. Weight normalization (paramax): scale * V / |V|, so that scale is part of triangular's layer;
-# which axes it has summed is open, and so is whether the vmap over entries is among the stacked axes of the splines.
+# flows.py, triangular_spline_flow: each layer is Chain([splines, triangular affine, + W u, permutation]), and
+# log_prob runs them in order. bijections/affine.py: y = triangular @ x + loc, one product a layer: depths 0 to 3,
+# axis 2 summed. W u (AdditiveCondition's Linear) meets the condition u, an input, in every layer: depth 0. Splines of
+# layer i follow the product of layer i - 1. Weight normalization (paramax): scale * V / |V|, so that scale is part of
+# triangular's layer; which axes it has summed is open, and so is whether the vmap over entries is among the stacked
+# axes of the splines.
 CHAIN = "bijection/bijection/bijection/bijections"
 TRIANGLE = f"{CHAIN}/1/triangular/weight/args/0"
 LAYERS = 4

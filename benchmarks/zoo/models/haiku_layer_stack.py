@@ -30,9 +30,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 # _src/basic.py, Linear: `jnp.dot(inputs, w)` with w (in, out): axis 0; stacked (layers, in, out): axis 1.
-# _src/attention.py: query, key, value of one input, then the output projection: depths 4i and 4i + 1; the MLP 4i + 2, 3.
-# _src/layer_stack.py: parameters have a leading axis that `scan` runs over.
-# The norm of block i follows the MLP's last product, of depth 4i - 1; that of block 0 follows none: 0.
+# _src/attention.py: query, key, value of one input, then the output projection: depths 4i and 4i + 1; the MLP 4i + 2,
+# 3. _src/layer_stack.py: parameters have a leading axis that `scan` runs over. The norm of block i follows the MLP's
+# last product, of depth 4i - 1; that of block 0 follows none: 0.
 STACK = "stack"
 PROJECTIONS = {f"{STACK}/attention/{name}": [0, 4, 8] for name in ("query", "key", "value")}
 LAYERS = 13

@@ -27,9 +27,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 # _src/recurrent.py:338: the LSTM is one Linear of [input, hidden], w (5 + 6, 4 * 6), whose input follows `first`: 1.
-# :575-591, GRU: gates_x = x w_i; w_h is split in two, the first two thirds meet the state and are added to gates_x's, the
-# last meets r * state, where r is of that sum: one product later. The least counts: that of w_i, 2. So GRU is two layers
-# deep, and `last` has depth 4. (b is added to sums of w_i's and w_h's products: to which it belongs is not asked here.)
+# :575-591, GRU: gates_x = x w_i; w_h is split in two, the first two thirds meet the state and are added to gates_x's,
+# the last meets r * state, where r is of that sum: one product later. The least counts: that of w_i, 2. So GRU is two
+# layers deep, and `last` has depth 4. (b is added to sums of w_i's and w_h's products: to which it belongs is not
+# asked here.)
 LAYERS = 5
 EXPECTED = {
   "first/w": weight(0, 20, (0,)),

@@ -5,7 +5,7 @@ from typing import Any
 from expected import bias, other, weight
 
 PACKAGE, PYTHON = "haliax", "3.13"
-REQUIRES = ["haliax==1.3", "jax==0.12.0.1", "optax==0.2.8"]
+REQUIRES = ["haliax==1.4.dev453", "jax==0.12.0.1", "optax==0.2.8"]
 MODEL = "`nn.Stacked` of `nn.LayerNorm` and `nn.Linear`"
 
 
@@ -50,8 +50,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return apply, model, (jnp.zeros((2, 5), int),)
 
 
-# nn/linear.py: weight axes are In then Out, or Out then In with out_first; `dot` sums over In. nn/scan.py: Stacked makes
-# the blocks by vmap, the axis `layers` first, and folds over it. up and down: depths 2i and 2i + 1.
+# nn/linear.py: weight axes are In then Out, or Out then In with out_first; `dot` sums over In. nn/scan.py: Stacked
+# makes the blocks by vmap, the axis `layers` first, and folds over it. up and down: depths 2i and 2i + 1.
 UP, DOWN = "blocks/stacked/up/weight/array", "blocks/stacked/down/weight/array"
 LAYERS = 7
 EXPECTED = {

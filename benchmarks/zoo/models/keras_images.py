@@ -30,8 +30,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 VARIABLES = {"KERAS_BACKEND": "jax"}
-# src/backend/jax/nn.py: kernels are (h, w, in, out). depthwise_conv makes (h, w, in, multiplier) into (h, w, 1, out), one
-# filter for each pair of channel and multiplier: only the window is summed over. SeparableConv2D adds its bias last.
+# src/backend/jax/nn.py: kernels are (h, w, in, out). depthwise_conv makes (h, w, in, multiplier) into (h, w, 1, out),
+# one filter for each pair of channel and multiplier: only the window is summed over. SeparableConv2D adds its bias
+# last.
 POINTWISE = "separable/pointwise_kernel"
 LAYERS = 5
 EXPECTED = {

@@ -29,9 +29,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 
 
 VARIABLES = {"KERAS_BACKEND": "jax"}
-# src/layers/attention/multi_head_attention.py: EinsumDense, (in, heads, size) for query, key, value, then (heads, size,
-# out) that sums over the first two. src/layers/rnn/lstm.py: z = x kernel + h recurrent_kernel + bias in one sum, so that
-# both have the same depth; to which of them the bias belongs is open.
+# src/layers/attention/multi_head_attention.py: EinsumDense, (in, heads, size) for query, key, value, then (heads,
+# size, out) that sums over the first two. src/layers/rnn/lstm.py: z = x kernel + h recurrent_kernel + bias in one
+# sum, so that both have the same depth; to which of them the bias belongs is open.
 HEADS = [f"attention/{name}" for name in ("query", "key", "value")]
 LAYERS = 4
 EXPECTED = {

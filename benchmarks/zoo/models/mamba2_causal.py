@@ -19,10 +19,11 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda model, tokens: model(tokens)["logits"], model, (jnp.zeros((2, 10), int),)
 
 
-# modeling.py: in_proj; the depthwise convolution, written as a sum of shifted products `w[j] * x[:, j : j + L]` of its
-# kernel (window, 1, channels); state space, which contracts activations alone; out_proj: depths 3i, 3i + 1, 3i + 2.
-# dt = softplus(split of in_proj + dt_bias): a bias of in_proj. A_log multiplies dt, D and the inner norm what follows the
-# convolution. The embedding is looked up, and transposed it is the head: the least depth is that of the lookup, 0.
+# modeling.py: in_proj; the depthwise convolution, written as a sum of shifted products `w[j] * x[:, j : j + L]` of
+# its kernel (window, 1, channels); state space, which contracts activations alone; out_proj: depths 3i, 3i + 1, 3i +
+# 2. dt = softplus(split of in_proj + dt_bias): a bias of in_proj. A_log multiplies dt, D and the inner norm what
+# follows the convolution. The embedding is looked up, and transposed it is the head: the least depth is that of the
+# lookup, 0.
 EMBEDDING = "backbone/embedder/embedding"
 LAYERS = 7
 EXPECTED = {

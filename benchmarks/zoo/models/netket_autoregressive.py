@@ -24,6 +24,6 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
 SIZES = [5 * 20, 20 * 20, 20 * 10]
 LAYERS = 3
 EXPECTED = {
-  **{f"layers_{i}/kernel": weight(i, SIZES[i], (0,)) for i in range(3)},
-  **{f"layers_{i}/bias": bias(f"layers_{i}/kernel", i, SIZES[i]) for i in range(3)},
+  **{f"_layers_{i}/kernel": weight(i, SIZES[i], (0,)) for i in range(3)},
+  **{f"_layers_{i}/bias": bias(f"_layers_{i}/kernel", i, SIZES[i]) for i in range(3)},
 }

@@ -31,8 +31,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda params, x, y: log_density(regression, (x, y), {}, params)[0], params, (x, y)
 
 
-# contrib/module.py: random_flax_module samples every parameter at a site "net/module.name" and applies the module to them.
-# The prior's density is a term of its own, added at the end; what makes a layer is the product of the kernel with x.
+# contrib/module.py: random_flax_module samples every parameter at a site "net/module.name" and applies the module to
+# them. The prior's density is a term of its own, added at the end; what makes a layer is the product of the kernel
+# with x.
 LAYERS = 3
 EXPECTED = {
   "net/layers_0.kernel": weight(0, 28, (0,)),

@@ -31,8 +31,9 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda params, x, y: log_density(regression, (x, y), {}, params)[0], params, (x, y)
 
 
-# contrib/module.py: flax_module applies the module to the parameters "net$params"; linen's Dense sums over axis 0 of its
-# (in, out) kernel. The scale divides the residuals (distributions/continuous.py, Normal.log_prob): after the last Dense.
+# contrib/module.py: flax_module applies the module to the parameters "net$params"; linen's Dense sums over axis 0 of
+# its (in, out) kernel. The scale divides the residuals (distributions/continuous.py, Normal.log_prob): after the last
+# Dense.
 NET = "net$params"
 LAYERS = 3
 EXPECTED = {

@@ -32,10 +32,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return apply, params, (jnp.zeros((2, 7), int),)
 
 
-# models/transformer/variants/llamalike_common.py: weights have input axes first, then output axes; LayerStack puts the
-# blocks first. query is (blocks, embedding, groups, heads, projection), output contracts groups, heads and projection.
-# A block is query/key/value, output, gate/value, out: depths 4i to 4i + 3. Heads are outputs of dense layers, no copies.
-# RMSLayerNorm's scale contracts nothing: it follows `out` of the block before, or `output`.
+# models/transformer/variants/llamalike_common.py: weights have input axes first, then output axes; LayerStack puts
+# the blocks first. query is (blocks, embedding, groups, heads, projection), output contracts groups, heads and
+# projection. A block is query/key/value, output, gate/value, out: depths 4i to 4i + 3. Heads are outputs of dense
+# layers, no copies. RMSLayerNorm's scale contracts nothing: it follows `out` of the block before, or `output`.
 BLOCKS, END = "transformer/blocks", ".weights/value/data_array"
 
 

@@ -22,9 +22,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda params, tokens: model(tokens, params=params).logits, model.params, (tokens,)
 
 
-# models/bert/modeling_flax_bert.py: Dense (in, out) throughout; query, key, value, output, intermediate, output: depths 4i
-# to 4i + 3, each LayerNorm after its product. The prediction head: a Dense (8), a LayerNorm, then the embedding
-# transposed (9) and a bias. The embedding is looked up first: its least depth is 0; its product sums over axis 1.
+# models/bert/modeling_flax_bert.py: Dense (in, out) throughout; query, key, value, output, intermediate, output:
+# depths 4i to 4i + 3, each LayerNorm after its product. The prediction head: a Dense (8), a LayerNorm, then the
+# embedding transposed (9) and a bias. The embedding is looked up first: its least depth is 0; its product sums over
+# axis 1.
 WORDS = "bert/embeddings/word_embeddings/embedding"
 HEAD = "cls/predictions"
 LAYERS = 10

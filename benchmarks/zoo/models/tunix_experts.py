@@ -15,8 +15,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   from tunix.models.qwen3.model import ModelConfig, Qwen3
 
   config = ModelConfig(
-    num_layers=2, vocab_size=11, embed_dim=12, hidden_dim=20, num_heads=6, head_dim=4, num_kv_heads=2, rope_theta=10_000,
-    norm_eps=1e-5, num_experts=3, num_experts_per_tok=2,
+    num_layers=2, vocab_size=11, embed_dim=12, hidden_dim=20, num_heads=6, head_dim=4, num_kv_heads=2,
+    rope_theta=10_000, norm_eps=1e-5, num_experts=3, num_experts_per_tok=2,
   )  # fmt: skip
   model = Qwen3(config, rngs=nnx.Rngs(0))
   tokens = jnp.zeros((2, 7), int)
@@ -25,9 +25,10 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda model, *inputs: model(*inputs)[0], model, (tokens, positions, None, mask)
 
 
-# models/qwen3/model.py: attention as Llama's, with norms of query and key; MoELayer: on a CPU each expert is an einsum of
-# its own, whose weights are row i of (experts, in, out): axis 1 is summed over, axis 0 counts experts that the program
-# indexes one by one, all at one depth. Which token an expert sees is the router's result: experts follow the router.
+# models/qwen3/model.py: attention as Llama's, with norms of query and key; MoELayer: on a CPU each expert is an
+# einsum of its own, whose weights are row i of (experts, in, out): axis 1 is summed over, axis 0 counts experts that
+# the program indexes one by one, all at one depth. Which token an expert sees is the router's result: experts follow
+# the router.
 LAYERS = 11
 EXPECTED = {
   "embedder/input_embedding": other(0),

@@ -15,8 +15,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   from tunix.models.llama3.model import Llama3, ModelConfig, RematConfig
 
   config = ModelConfig(
-    num_layers=2, vocab_size=11, embed_dim=12, hidden_dim=20, num_heads=6, head_dim=4, num_kv_heads=2, rope_theta=10_000,
-    norm_eps=1e-5, remat_config=RematConfig.BLOCK,
+    num_layers=2, vocab_size=11, embed_dim=12, hidden_dim=20, num_heads=6, head_dim=4, num_kv_heads=2,
+    rope_theta=10_000, norm_eps=1e-5, remat_config=RematConfig.BLOCK,
   )  # fmt: skip
   model = Llama3(config, rngs=nnx.Rngs(0))
   tokens = jnp.zeros((2, 7), int)
@@ -25,8 +25,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return lambda model, *inputs: model(*inputs)[0], model, (tokens, positions, None, mask)
 
 
-# models/llama3/model.py: Einsum "BTD,DNH->BTNH" for query, "BSD,DKH->BSKH" for key and value: axis 0; "BTNH,NHD->BTD" for
-# the output: axes 0 and 1; the MLP's Linear (in, out). A block: 4i to 4i + 3. Heads are outputs, no copies.
+# models/llama3/model.py: Einsum "BTD,DNH->BTNH" for query, "BSD,DKH->BSKH" for key and value: axis 0; "BTNH,NHD->BTD"
+# for the output: axes 0 and 1; the MLP's Linear (in, out). A block: 4i to 4i + 3. Heads are outputs, no copies.
 LAYERS = 9
 EXPECTED = {
   "embedder/input_embedding": other(0),

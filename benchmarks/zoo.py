@@ -32,7 +32,18 @@ KNOWN: dict[tuple[str, str], str] = {}
 sys.path.insert(0, str(ZOO))
 mistakes = importlib.import_module("expected").mistakes
 MODELS = sorted(path.stem for path in (ZOO / "models").glob("[!_]*.py"))
-COLUMNS = "package|version|jax|Python|model|right|make_jaxpr|in all|rest / inside|rest / alone".split("|")
+COLUMNS = [
+  "package",
+  "version",
+  "jax",
+  "Python",
+  "model",
+  "right",
+  "make_jaxpr",
+  "in all",
+  "÷ inside − 1",
+  "÷ alone − 1",
+]
 HEADER = f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
 
 

@@ -16,8 +16,8 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   import jax
   import jax.numpy as jnp
 
-  Layers, Embed, Heads, Mlp = hax.make_axes(layers=3, embed=12, heads=2, mlp=20)
-  Vocab, Batch, Pos = hax.make_axes(vocab=11, batch=2, pos=5)
+  layers, embed, heads, mlp = hax.make_axes(layers=3, embed=12, heads=2, mlp=20)
+  vocab, batch, pos = hax.make_axes(vocab=11, batch=2, pos=5)
 
   class Block(eqx.Module):
     norm: hnn.LayerNorm
@@ -28,23 +28,23 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
     def init(*, key: Any) -> Any:
       first, second = jax.random.split(key)
       return Block(
-        hnn.LayerNorm.init(Embed),
-        hnn.Linear.init(Embed, (Heads, Mlp), key=first),
-        hnn.Linear.init((Heads, Mlp), Embed, key=second, out_first=True),
+        hnn.LayerNorm.init(embed),
+        hnn.Linear.init(embed, (heads, mlp), key=first),
+        hnn.Linear.init((heads, mlp), embed, key=second, out_first=True),
       )
 
     def __call__(self, x: Any) -> Any:
       return x + self.down(hnn.gelu(self.up(self.norm(x))))
 
   model = {
-    "embed": hnn.Embedding.init(Vocab, Embed, key=jax.random.key(0)),
-    "blocks": hnn.Stacked.init(Layers, Block)(key=jax.random.split(jax.random.key(1), 3)),
-    "norm": hnn.LayerNorm.init(Embed),
-    "head": hnn.Linear.init(Embed, Vocab, key=jax.random.key(2)),
+    "embed": hnn.Embedding.init(vocab, embed, key=jax.random.key(0)),
+    "blocks": hnn.Stacked.init(layers, Block)(key=jax.random.split(jax.random.key(1), 3)),
+    "norm": hnn.LayerNorm.init(embed),
+    "head": hnn.Linear.init(embed, vocab, key=jax.random.key(2)),
   }
 
   def apply(model: Any, tokens: Any) -> Any:
-    x = model["embed"].embed(hax.named(tokens, (Batch, Pos)))
+    x = model["embed"].embed(hax.named(tokens, (batch, pos)))
     return model["head"](model["norm"](model["blocks"].fold(x))).array
 
   return apply, model, (jnp.zeros((2, 5), int),)

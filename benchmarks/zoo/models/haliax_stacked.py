@@ -5,7 +5,7 @@ from typing import Any
 from expected import bias, other, weight
 
 PACKAGE, PYTHON = "haliax", "3.13"
-REQUIRES = ["haliax==1.4.dev453", "jax==0.12.0.1", "optax==0.2.8"]
+REQUIRES = ["haliax==1.4.dev453", "jax==0.10.2", "optax==0.2.8"]
 MODEL = "`nn.Stacked` of `nn.LayerNorm` and `nn.Linear`"
 
 
@@ -30,7 +30,7 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
       return Block(
         hnn.LayerNorm.init(embed),
         hnn.Linear.init(embed, (heads, mlp), key=first),
-        hnn.Linear.init((heads, mlp), embed, key=second, out_first=True),
+        hnn.Linear.init((heads, mlp), embed, key=second),
       )
 
     def __call__(self, x: Any) -> Any:
@@ -50,20 +50,20 @@ def build() -> tuple[Any, Any, tuple[Any, ...]]:
   return apply, model, (jnp.zeros((2, 5), int),)
 
 
-# nn/linear.py: weight axes are In then Out, or Out then In with out_first; `dot` sums over In. nn/scan.py: Stacked
-# makes the blocks by vmap, the axis `layers` first, and folds over it. up and down: depths 2i and 2i + 1.
-UP, DOWN = "blocks/stacked/up/weight/array", "blocks/stacked/down/weight/array"
+# nn/linear.py, Linear.init: out_first puts the axes Out before In, and is the default; `dot` sums over In. nn/scan.py:
+# Stacked makes the blocks by vmap, the axis `layers` first, and folds over it. up and down: depths 2i and 2i + 1.
+UP, DOWN = "blocks/stacked/up/weight/0", "blocks/stacked/down/weight/0"
 LAYERS = 7
 EXPECTED = {
-  "embed/weight/array": other(0),
-  "blocks/stacked/norm/weight/array": other([0, 1, 3], stacked=(0,)),
-  "blocks/stacked/norm/bias/array": other([0, 1, 3], stacked=(0,)),
-  UP: weight([0, 2, 4], 12 * 40, (1,), stacked=(0,)),
-  "blocks/stacked/up/bias/array": bias(UP, [0, 2, 4], 12 * 40, stacked=(0,)),
+  "embed/weight/0": other(0),
+  "blocks/stacked/norm/weight/0": other([0, 1, 3], stacked=(0,)),
+  "blocks/stacked/norm/bias/0": other([0, 1, 3], stacked=(0,)),
+  UP: weight([0, 2, 4], 12 * 40, (3,), stacked=(0,)),
+  "blocks/stacked/up/bias/0": bias(UP, [0, 2, 4], 12 * 40, stacked=(0,)),
   DOWN: weight([1, 3, 5], 12 * 40, (2, 3), stacked=(0,)),
-  "blocks/stacked/down/bias/array": bias(DOWN, [1, 3, 5], 12 * 40, stacked=(0,)),
-  "norm/weight/array": other(5),
-  "norm/bias/array": other(5),
-  "head/weight/array": weight(6, 132, (0,)),
-  "head/bias/array": bias("head/weight/array", 6, 132),
+  "blocks/stacked/down/bias/0": bias(DOWN, [1, 3, 5], 12 * 40, stacked=(0,)),
+  "norm/weight/0": other(5),
+  "norm/bias/0": other(5),
+  "head/weight/0": weight(6, 132, (1,)),
+  "head/bias/0": bias("head/weight/0", 6, 132),
 }

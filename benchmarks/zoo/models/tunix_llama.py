@@ -5,7 +5,10 @@ from typing import Any
 from expected import other, weight
 
 PACKAGE, PYTHON = "google-tunix", "3.13"
-REQUIRES = ["google-tunix==0.1.7", "jax==0.12.0.1", "optax==0.2.8"]
+REQUIRES = [
+  *("google-tunix==0.1.7", "flax==0.12.12", "jax==0.12.0.1", "optax==0.2.8"),
+  *("transformers==4.57.6", "datasets==5.0.1"),  # without these pip searches for long
+]
 MODEL = "`llama3.Llama3`"
 
 

@@ -4,7 +4,8 @@
 
 Each package gets a virtual environment of its own. A file in `benchmarks/zoo/models` says what is installed, builds one
 model, and lists the facts that a person derived from the package's source. Prints a table and every wrong leaf; a run
-of all models writes them to `benchmarks/results/zoo.md` too. Ends non-zero if a leaf is wrong for no known reason.
+of all models writes them to `benchmarks/results/zoo.md` too. Ends non-zero if a leaf is wrong, or a model fails, for no
+known reason.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import os
 import pathlib
 import platform
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -109,7 +111,7 @@ def main() -> None:
     parser.error(f"no model or package is called {', '.join(sorted(unknown))}; there are {', '.join(models)}")
   chosen = {name: model for name, model in models.items() if not asked or {name, model.PACKAGE} & set(asked)}
 
-  rows, problems, new, right, checked = [HEADER], [], 0, 0, 0
+  rows, problems, ratios, new, right, checked = [HEADER], [], [], 0, 0, 0
   print(HEADER, flush=True)
   with tempfile.TemporaryDirectory() as temporary:
     folder = args.keep or pathlib.Path(temporary)
@@ -123,6 +125,7 @@ def main() -> None:
         traceback = said["error"].strip().replace("\n", "\n  ")
         problems.append(f"- `{name}` failed:\n\n  ```\n  {traceback}\n  ```")
         continue
+      ratios.append(said["total"] / (said["inside"] or said["trace"]) - 1)
       checked, right = checked + len(model.EXPECTED) + 1, right + len(model.EXPECTED) + 1 - len(wrong)
       for path, what in wrong:
         reason = KNOWN.get((name, path))
@@ -130,6 +133,8 @@ def main() -> None:
         known = f" Known: {reason}" if reason else ""
         problems.append(f"- `{name}`, {f'`{path}`' if path else 'the model'}: {what}{known}")
   summary = f"{right} of {checked} right, {new} wrong for no known reason."
+  if ratios:
+    summary += f" Reading takes {statistics.median(ratios):.2f} of tracing in the median, {max(ratios):.2f} at most."
   print(f"\n{summary}\n", *problems, sep="\n")
   if not asked:
     machine = f"{os.cpu_count()} CPU cores, {platform.machine()}"

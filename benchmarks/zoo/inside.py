@@ -50,19 +50,20 @@ def seconds(function: Callable[[], Any]) -> float:
 
 
 def seconds_inside(function: Callable[[], Any]) -> tuple[float, float]:
-  """Seconds that a function takes, and those of them that it spends in `jax.make_jaxpr`."""
-  inside, make_jaxpr = 0.0, jax.make_jaxpr
+  """Seconds that a function takes, and those of them that it spends in `jax.make_jaxpr`, calls within a call aside."""
+  inside, nested, make_jaxpr = 0.0, 0, jax.make_jaxpr
 
   def watched(*args: Any, **kwargs: Any) -> Callable[..., Any]:
     made = make_jaxpr(*args, **kwargs)
 
     def run(*args: Any, **kwargs: Any) -> Any:
-      nonlocal inside
-      begin = time.perf_counter()
+      nonlocal inside, nested
+      begin, nested = time.perf_counter(), nested + 1
       try:
         return made(*args, **kwargs)
       finally:
-        inside += time.perf_counter() - begin
+        nested -= 1
+        inside += 0.0 if nested else time.perf_counter() - begin
 
     return run
 

@@ -777,6 +777,53 @@ def test_a_weight_times_a_constant_is_still_a_weight():
   assert (found["w"][1], found["v"][1], depth) == (0, 1, 2)
 
 
+def test_a_mask_among_the_leaves_is_no_layer():
+  """The weight that it masks has the layer, the bias and the connections; a mask alone is what there is."""
+  params = {"mask": jnp.ones((4, 3), bool), "w": rand((4, 3)), "z": rand((3,)), "out": rand((3, 2))}
+  for apply in (
+    lambda p, x: jnp.tanh(x @ jnp.where(p["mask"], p["w"], 0) + p["z"]) @ p["out"],
+    lambda p, x: jnp.tanh(x @ (p["mask"] * p["w"]) + p["z"]) @ p["out"],
+  ):
+    found, depth = layers(apply, params, X)
+    assert (found["w"], found["z"], depth) == (("w", 0, (0,), ()), ("w", 0, None, ()), 2)
+    assert found["mask"][:3] == (None, 0, None)
+
+
+def test_a_weight_of_which_constants_replace_entries():
+  """A diagonal of ones, as in triangular flows: like a mask."""
+  params = tree(w=(4, 4), b=(4,), out=(4, 2))
+  for replaced in (
+    lambda w: w.at[jnp.diag_indices(4)].set(1.0),
+    lambda w: w.at[0].add(1.0),
+    lambda w: jnp.tril(w).at[np.array([0, 2]), np.array([1, 1])].multiply(2.0),
+    lambda w: w.at[jnp.diag_indices(4)].set(jax.nn.softplus(jnp.diag(w))),
+  ):
+    model = lambda p, x, replaced=replaced: jnp.tanh(x @ replaced(p["w"]) + p["b"]) @ p["out"]
+    found, depth = layers(model, params, X)
+    assert (found["w"], found["b"], depth) == (("w", 0, (0,), ()), ("w", 0, None, ()), 2)
+
+
+def test_a_determinant_beside_the_layer():
+  """The weights of a flow enter its density at another depth; their own is that of their products."""
+
+  def flow(p, x):
+    def body(c, w):
+      return (jnp.tanh(c[0] @ w), c[1] + jnp.log(jnp.diag(w)).sum()), None
+
+    z, log_det = lax.scan(body, (x, 0.0), p["w"])[0]
+    return z.sum(-1) + log_det
+
+  found, depth = layers(flow, tree(w=(3, 4, 4)), X)
+  assert (found["w"], depth) == (("w", [0, 1, 2], (1,), (0,)), 3)
+
+
+def test_tables_of_scanned_layers():
+  body = lambda x, p: (jnp.tanh(x @ p["w"] + p["table"][x[:, 0].astype(int)]), None)
+  found, _ = layers(lambda p, x: lax.scan(body, x, p)[0], tree(w=(3, 4, 4), table=(3, 7, 4)), X)
+  assert found["w"] == ("w", [0, 1, 2], (1,), (0,))
+  assert found["table"] == (None, [0, 0, 1], None, (0,))
+
+
 # Derivatives
 
 

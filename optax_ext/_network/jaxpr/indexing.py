@@ -18,7 +18,7 @@ from optax_ext._network.jaxpr.domain import (
   deepest,
   unknown_source,
 )
-from optax_ext._network.jaxpr.reader import Reader, Rule, active, fed, joined
+from optax_ext._network.jaxpr.reader import Reader, Rule, active, fed, joined, lost
 
 NOT_READ = "it is indexed by a number that the program computes in a way that is not read"
 BY_ARRAY = "it is indexed by an array of constants"
@@ -274,10 +274,16 @@ def dynamic_update_slice(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence
 
 
 def scatter(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
-  """Positions replaced, or added to."""
-  if not _is_active(ins):
-    raise Unreadable(f"it enters {eqn.primitive.name}, whose positions are not followed")
-  return _placed(reader, eqn, ins)
+  """Positions replaced, or added to: the entries of a weight stay where they are, what is put among them is lost."""
+  if _is_active(ins):
+    return _placed(reader, eqn, ins)
+  target, positions, put = ins
+  why = f"it enters {eqn.primitive.name}, whose positions are not followed"
+  if type(target) is not Weight or type(positions) is not Constant:
+    raise Unreadable(why)
+  mine = {leaf for leaf, _ in target.pieces}
+  others = lost([put], why).pieces if type(put) is Weight else ()
+  return [Weight((*target.pieces, *(piece for piece in others if piece[0] not in mine)))]
 
 
 RULES: Mapping[str, Rule] = {

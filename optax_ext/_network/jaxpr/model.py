@@ -41,7 +41,8 @@ def read_model(
     arguments.append(UNKNOWN if _is_key(var) else Active(0, unknown_source(var.aval.shape)))
   reader.read(program_of(closed), arguments)
   last = max((node.depth for node in reader.nodes), default=-1)
-  return summarize(paths, shapes, reader.uses), last + 1
+  trained = [jax.numpy.issubdtype(var.aval.dtype, np.inexact) for var in closed.jaxpr.invars[: len(shapes)]]
+  return summarize(paths, shapes, trained, reader.uses), last + 1
 
 
 def _trace(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> tuple[Any, list[tuple[int, ...]]]:

@@ -69,12 +69,18 @@ class Findings(NamedTuple):
   note: str = ""
 
 
-def summarize(paths: Sequence[str], shapes: Sequence[tuple[int, ...]], uses: Sequence[Use]) -> list[Findings]:
-  """The findings about every leaf, in order."""
+def summarize(
+  paths: Sequence[str], shapes: Sequence[tuple[int, ...]], trained: Sequence[bool], uses: Sequence[Use]
+) -> list[Findings]:
+  """The findings about every leaf, in order; what is not trained, a mask or a counter, is no layer beside what is."""
   of_leaf: list[list[Use]] = [[] for _ in paths]
   for use in uses:
     if use.kind == "bias" and any(a.kind == "place" and not a.is_copy for along in use.axes.values() for a in along):
       use.kind = "positions"
+    if use.kind == "product" and use.node is not None and not trained[use.leaf]:
+      members = [member for member in use.node.members if trained[member.leaf]]
+      if members:
+        use.kind, use.node.members = "elementwise", members
     if use.kind:
       of_leaf[use.leaf].append(use)
   products = [[use for use in mine if use.kind == "product"] for mine in of_leaf]
@@ -194,7 +200,7 @@ def _findings(
     notes += [weight.note] * bool(weight.note)
   else:
     first = min(seen, key=lambda use: (use.kind == "backward", use.depth, use.order))
-    scanned = tuple(sorted(first.layout.picked - first.layout.placed)) if first.kind != "lookup" else ()
+    scanned = tuple(sorted(first.layout.picked - first.layout.placed))
     looked_up = min((f.axis for f in first.sums if f.axis is not None), default=len(shape))
     copies = {
       axis for axis, along in first.axes.items() if axis < looked_up and along and all(a.is_copy for a in along)
@@ -232,7 +238,12 @@ def _told(uses: Sequence[Use]) -> tuple[str, ...]:
 
 
 def _depth(shape: tuple[int, ...], scanned: tuple[int, ...], uses: list[Use]) -> tuple[int | np.ndarray, int]:
-  """The least depth of each layer in the leaf, and how many of them have no use."""
+  """The least depth of each layer in the leaf, and how many of them have no use.
+
+  The depth of a weight is that of its products and lookups, whatever else it is used for (a penalty, a determinant).
+  """
+  if any(use.kind == "product" for use in uses):
+    uses = [use for use in uses if use.kind in ("product", "lookup")]
   uses = [use for use in uses if use.kind != "backward"] or uses
   if not scanned:
     return min(use.depth for use in uses), 0

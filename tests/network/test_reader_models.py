@@ -1,5 +1,8 @@
 """Facts read from small models of many architectures against those derived by hand, and optimizers that use them."""
 
+import functools
+import operator
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,8 +10,22 @@ import optax
 import pytest
 import reference
 from flax import linen, nnx
-from models import MODELS, NnxMLP, gpt_tied, mlp_linen, rand, resnet20, scanned, unet
-from plain_models import check, leaves_by_path, scale_by_hand
+from models import (
+  MODELS,
+  NnxMLP,
+  conv_equinox,
+  gpt_tied,
+  mlp_bfloat16,
+  mlp_equinox,
+  mlp_linen,
+  mlp_nnx,
+  rand,
+  resnet20,
+  scanned,
+  unet,
+  unet_transpose_kernel,
+)
+from plain_models import check, ensemble_conv, leaves_by_path, mlp_dict, nested_scan, scale_by_hand
 from support import jitted
 
 from optax_ext import (
@@ -18,6 +35,7 @@ from optax_ext import (
   caadam,
   nd_adam,
   normalize_vectors,
+  scale_by_structure,
   structure_from_model,
   structure_from_params,
 )
@@ -55,54 +73,77 @@ def test_loss_has_the_same_facts(model, structure):
 RULES = [Additive(), Multiplicative(signed=True), ByDepth()]
 
 
-@pytest.mark.slow
-def test_caadam_is_its_equations(model, structure):
+def stack(trees):
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+
+
+def trained(tx, params, grads):
+  """The parameters after one step for each of the gradients, which are stacked."""
+
+  def step(carry, grad):
+    params, state = carry
+    updates, state = tx.update(grad, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
+
+
+def test_scales_are_those_of_the_paper(model, structure):
   """Facts by hand, equations in NumPy float64."""
-  grads = [jax.tree.map(lambda leaf, t=t: np.asarray(rand(leaf.shape, t)), model.params) for t in (1, 2, 3)]
-
-  def run(params, grads):
-    def trained(tx):
-      def step(carry, grad):
-        params, state = carry
-        updates, state = tx.update(grad, state, params)
-        return (optax.apply_updates(params, updates), state), None
-
-      return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
-
-    return [trained(caadam(1e-2, rule=rule, structure=structure)) for rule in RULES]
-
-  results = jitted(run)(model.params, jax.tree.map(lambda *leaves: np.stack(leaves), *grads))
-  given, grads = leaves_by_path(model.params), [leaves_by_path(grad) for grad in grads]
-  for rule, result in zip(RULES, results, strict=True):
-    moved = leaves_by_path(result)
-    for path, leaf in given.items():
-      gradient = lambda t, _, path=path: np.float64(grads[t - 1][path])
-      scale = scale_by_hand(rule, model, path, leaf.shape)
-      want = reference.caadam(np.float64(leaf), gradient, 3, scale, lr=1e-2)[-1]
-      np.testing.assert_allclose(moved[path], want, rtol=1e-4, atol=2e-5, err_msg=f"{path} {rule}")
+  ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), model.params)
+  for rule in RULES:
+    scaled, _ = scale_by_structure(rule, structure).update(ones, optax.EmptyState())
+    for path, leaf in leaves_by_path(scaled).items():
+      want = np.broadcast_to(scale_by_hand(rule, model, path, leaf.shape), leaf.shape)
+      np.testing.assert_allclose(leaf, want, rtol=1e-6, err_msg=f"{path} {rule}")
 
 
 @pytest.mark.slow
-def test_nd_adam_keeps_units_at_length_1(model, structure):
+@pytest.mark.parametrize("build", [mlp_bfloat16, mlp_equinox, mlp_nnx, scanned, nested_scan])
+def test_caadam_is_its_equations(build):
+  """In trees of every framework, with one scale for a leaf and with one for each layer of a stack."""
+  model = build()
+  grads = [jax.tree.map(lambda leaf, t=t: np.asarray(rand(leaf.shape, t)), model.params) for t in (1, 2, 3)]
+  structure = structure_from_model(model.apply, model.params, *model.inputs)
+  tx = caadam(1e-2, rule=functools.reduce(operator.mul, RULES), structure=structure)
+  moved = leaves_by_path(jitted(functools.partial(trained, tx))(model.params, stack(grads)))
+  given, grads = leaves_by_path(model.params), [leaves_by_path(grad) for grad in grads]
+  for path, leaf in given.items():
+    gradient = lambda t, _, path=path: np.float64(grads[t - 1][path])
+    scale = functools.reduce(operator.mul, [scale_by_hand(rule, model, path, leaf.shape) for rule in RULES])
+    want = reference.caadam(np.float64(leaf), gradient, 3, scale, lr=1e-2)[-1]
+    np.testing.assert_allclose(moved[path], want, rtol=1e-4, atol=2e-5, err_msg=path)
+
+
+def test_nd_adam_has_one_second_moment_for_each_vector(model, structure):
+  """The moments' shapes tell along which axes the vectors run."""
   tx = nd_adam(1e-3, structure=structure)
-  params = jitted(lambda params: normalize_vectors(params, structure))(model.params)
-  loss = lambda params: jnp.mean((model.apply(params, *model.inputs) - 1) ** 2)
+  shapes = jax.eval_shape(lambda params: params, model.params)
+  state = jax.eval_shape(tx.init, shapes)
+  assert jax.eval_shape(tx.update, shapes, state, shapes) == (shapes, state)
+  given = leaves_by_path(shapes)
+  for path, square in leaves_by_path(optax.tree.get(state, "nu")).items():
+    along = model.facts[path].contracting or ()
+    assert square.shape == tuple(1 if axis in along else n for axis, n in enumerate(given[path].shape)), path
 
-  def train(params):
-    def step(carry, _):
-      params, state = carry
-      updates, state = tx.update(jax.grad(loss)(params), state, params)
-      return (optax.apply_updates(params, updates), state), None
 
-    return jax.lax.scan(step, (params, tx.init(params)), None, 100)[0][0]
-
-  before, after = leaves_by_path(params), leaves_by_path(jitted(train)(params))
-  moved = 0
-  for path, leaf in after.items():
-    if (axes := model.facts[path].contracting) is not None:
-      np.testing.assert_allclose(np.sqrt((np.asarray(leaf) ** 2).sum(axes)), 1, rtol=1e-5)
-    moved += not np.array_equal(leaf, before[path])
-  assert moved > 1
+@pytest.mark.slow
+def test_nd_adam_keeps_vectors_at_length_1():
+  """One leaf for each number of axes and each way to contract them: a step depends on no other leaf."""
+  builders = mlp_dict, conv_equinox, gpt_tied, scanned, nested_scan, ensemble_conv, unet_transpose_kernel
+  params, axes = {}, {}
+  for model in (build() for build in builders):
+    facts = leaves_by_path(structure_from_model(model.apply, model.params, *model.inputs).facts)
+    for path, leaf in leaves_by_path(model.params).items():
+      kind = f"{leaf.ndim} axes, {model.facts[path].contracting}"
+      params[kind], axes[kind] = leaf, facts[path].contracting_axes
+  assert len(params) == 13
+  params = jitted(lambda params: normalize_vectors(params, axes))(params)
+  grads = jax.tree.map(lambda leaf: np.asarray(rand((100, *leaf.shape))), params)
+  for kind, leaf in jitted(functools.partial(trained, nd_adam(1e-3, axes=axes)))(params, grads).items():
+    if axes[kind] is not None:
+      np.testing.assert_allclose(np.sqrt((np.asarray(leaf) ** 2).sum(axes[kind])), 1, rtol=1e-5)
+    assert not np.allclose(leaf, params[kind], atol=1e-3), kind
 
 
 def test_muon_on_attention_and_scanned_layers():
@@ -144,21 +185,21 @@ def test_muon_on_a_module_that_can_be_called_and_on_parameters_beside_statistics
   """Muon calls what is callable: the numbers must not be a tree of the shape of the module."""
   module, x = NnxMLP(nnx.Rngs(0)), rand((3, 4))
   numbers = structure_from_model(NnxMLP.__call__, module, x).muon_dimension_numbers()
-  optimizer = nnx.Optimizer(module, optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers), wrt=nnx.Param)
-  before = nnx.state(module, nnx.Param)
-  optimizer.update(module, jax.tree.map(jnp.ones_like, before))
-  assert numbers(before)["layers"][1]["kernel"].get_value() == optax.contrib.MuonDimensionNumbers((0,), (1,))
+  tx, params = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers), nnx.state(module, nnx.Param)
+  train = lambda module: nnx.Optimizer(module, tx, wrt=nnx.Param).update(module, params)
+  nnx.eval_shape(train, module)
+  assert numbers(params)["layers"][1]["kernel"].get_value() == optax.contrib.MuonDimensionNumbers((0,), (1,))
 
   class Normed(linen.Module):
     @linen.compact
     def __call__(self, x):
       return linen.Dense(2, name="head")(linen.BatchNorm(use_running_average=True)(linen.Dense(3, name="first")(x)))
 
-  variables = Normed().init(jax.random.key(0), x)
-  numbers = structure_from_model(Normed().apply, variables, x).muon_dimension_numbers()
+  variables = jax.eval_shape(Normed().init, jax.random.key(0), x)
+  numbers, params = structure_from_model(Normed().apply, variables, x).muon_dimension_numbers(), variables["params"]
   tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=numbers)
-  tx.update(variables["params"], tx.init(variables["params"]), variables["params"])
-  assert numbers(variables["params"])["head"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1,))
+  jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)
+  assert numbers(params)["head"]["kernel"] == optax.contrib.MuonDimensionNumbers((0,), (1,))
 
 
 def test_one_call_for_each_framework():
@@ -169,7 +210,7 @@ def test_one_call_for_each_framework():
   assert facts["layers/1/kernel"].contracting_axes == (0,)
   assert facts["layers/2/kernel"].depth == 2
   tx = caadam(1e-3, structure=structure_from_model(NnxMLP.__call__, module, x))
-  tx.update(jax.tree.map(jnp.ones_like, params), tx.init(params), params)
+  jax.eval_shape(lambda params: tx.update(params, tx.init(params), params), params)
 
   model = mlp_linen()
   assert structure_from_model(model.apply, model.params, *model.inputs).num_layers == 3

@@ -68,24 +68,32 @@ every = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 
 RATE = 1e-2
-DATA = jnp.asarray(np.random.default_rng(0).normal(size=(8, 16, 6)), jnp.float32)  # 8 batches of 16
-TARGETS = jnp.sin(DATA.sum(-1, keepdims=True))
 
 
-def start(seed=0):
+def start(seed=0, *more):
+  """Random numbers in the shape of a small network's parameters, or many of them along the axes `more`."""
   rng = np.random.default_rng(seed)
-  weight = lambda *shape: jnp.asarray(rng.normal(size=shape) / shape[0] ** 0.5)
-  return {"Dense_0": {"kernel": weight(6, 5), "bias": weight(5)}, "Dense_1": {"kernel": weight(5, 1)}}
+  weight = lambda *shape: rng.normal(size=(*more, *shape)) / shape[0] ** 0.5
+  draw = {"Dense_0": {"kernel": weight(6, 5), "bias": weight(5)}, "Dense_1": {"kernel": weight(5, 1)}}
+  return jax.tree.map(jnp.asarray, draw)
 
 
-def loss(params, batch=0, rows=slice(None)):
-  first, second = params["Dense_0"], params["Dense_1"]
-  hidden = jnp.tanh(DATA[batch, rows] @ first["kernel"] + first["bias"])
-  return jnp.mean((hidden @ second["kernel"] - TARGETS[batch, rows]) ** 2)
+NOISE = start(2, 4, 16)  # 4 batches of 16
 
 
-gradient = jax.jit(jax.grad(loss))
-gradient_of_four = jax.jit(lambda params, batch, first: jax.grad(loss)(params, batch, first + jnp.arange(4)))
+def gradient_of_rows(params, batch, rows):
+  """A made-up one, of the mean over some rows of a batch."""
+  return jax.tree.map(lambda leaf, noise: 0.1 * jnp.sin(3 * leaf) + noise[batch, rows].mean(0), params, NOISE)
+
+
+@jitted
+def gradient(params, batch=0):
+  return gradient_of_rows(params, batch, slice(None))
+
+
+@jitted
+def gradient_of_four(params, batch, first):
+  return gradient_of_rows(params, batch, first + jnp.arange(4))
 
 
 def step(tx, params, state, grads):
@@ -97,7 +105,7 @@ def scanned(tx, params, steps=3):
   """The parameters and the state after some steps, as a loop in the program."""
 
   def body(carry, batch):
-    return step(tx, *carry, jax.grad(loss)(carry[0], batch)), None
+    return step(tx, *carry, gradient_of_rows(carry[0], batch, slice(None))), None
 
   return jax.lax.scan(body, (params, tx.init(params)), jnp.arange(steps))[0]
 
@@ -106,7 +114,7 @@ def scanned(tx, params, steps=3):
 def path(make):
   """The parameters and the state before and after each of three steps, one call of a compiled step after another."""
   tx = make(RATE)
-  update = jax.jit(functools.partial(step, tx))
+  update = jitted(functools.partial(step, tx))
   states = [(PARAMS, tx.init(PARAMS))]
   for batch in range(3):
     states.append(update(*states[-1], gradient(states[-1][0], batch)))
@@ -134,14 +142,21 @@ def updated(tx, grads, params):
 second_updates = jitted(updated, static_argnums=0)
 
 
+def together(*functions):
+  """The results of all, from one program."""
+  return jitted(lambda *args: [function(*args) for function in functions])(GRADS, PARAMS)
+
+
 @every
 def test_masked(make):
   """The visible part is treated as if it were all there is; hidden gradients pass."""
   kernels = lambda tree: {name: {"kernel": tree[name]["kernel"]} for name in tree}
-  got = second_updates(
-    optax.masked(make(RATE), {"Dense_0": {"kernel": True, "bias": False}, "Dense_1": True}), GRADS, PARAMS
+  masked = optax.masked(make(RATE), {"Dense_0": {"kernel": True, "bias": False}, "Dense_1": True})
+  got, want = together(
+    lambda grads, params: updated(masked, grads, params),
+    lambda grads, params: updated(make(RATE), kernels(grads), kernels(params)),
   )
-  close(kernels(got), second_updates(make(RATE), kernels(GRADS), kernels(PARAMS)))
+  close(kernels(got), want)
   np.testing.assert_array_equal(got["Dense_0"]["bias"], GRADS["Dense_0"]["bias"] + 1)
 
 
@@ -150,19 +165,22 @@ def test_masked(make):
 def test_masked_inside_masked_and_partition_inside_partition(make):
   """Only the kernel of the first layer is left, which is then trained as if it were alone."""
   visible = lambda tree: {"Dense_0": {"kernel": tree["Dense_0"]["kernel"]}}
-  want = second_updates(make(RATE), visible(GRADS), visible(PARAMS))
+  bias = lambda tree: {"Dense_0": {"bias": tree["Dense_0"]["bias"]}}
   is_kernel = lambda tree: jax.tree.map(lambda leaf: leaf.ndim > 1, tree)
   masked = optax.masked(optax.masked(make(RATE), is_kernel), {"Dense_0": True, "Dense_1": False})
   inner = optax.partition({True: make(RATE), False: optax_ext.exadam(RATE)}, is_kernel)
   parts = optax.partition({"train": inner, "freeze": optax.set_to_zero()}, {"Dense_0": "train", "Dense_1": "freeze"})
-  got = second_updates(masked, GRADS, PARAMS)
-  close(visible(got), want)
-  close(got["Dense_1"], jax.tree.map(lambda g: g + 1, GRADS["Dense_1"]))
-  got = second_updates(parts, GRADS, PARAMS)
-  close(visible(got), want)
-  assert not jnp.any(got["Dense_1"]["kernel"])
-  bias = lambda tree: {"Dense_0": {"bias": tree["Dense_0"]["bias"]}}
-  close(bias(got), second_updates(optax_ext.exadam(RATE), bias(GRADS), bias(PARAMS)))
+  of_masked, of_parts, of_kernel, of_bias = together(
+    lambda grads, params: updated(masked, grads, params),
+    lambda grads, params: updated(parts, grads, params),
+    lambda grads, params: updated(make(RATE), visible(grads), visible(params)),
+    lambda grads, params: updated(optax_ext.exadam(RATE), bias(grads), bias(params)),
+  )
+  close(visible(of_masked), of_kernel)
+  close(of_masked["Dense_1"], jax.tree.map(lambda g: g + 1, GRADS["Dense_1"]))
+  close(visible(of_parts), of_kernel)
+  assert not np.any(of_parts["Dense_1"]["kernel"])
+  close(bias(of_parts), of_bias)
 
 
 @pytest.mark.slow
@@ -171,9 +189,12 @@ def test_a_missing_gradient(make):
   """It has no update and keeps its moments; the others are treated as if it were there, CaAdam's scales too."""
   tx, state, missing = make(RATE), path(make)[1][1], [("Dense_0", "bias"), ("Dense_1", "kernel")]
   hide = lambda tree: tree | {layer: tree[layer] | {leaf: None} for layer, leaf in missing}
-  _, new = jitted(tx.update)(hide(GRADS), state, PARAMS)
-  updates = second_updates(tx, hide(GRADS), PARAMS)
-  close(updates, hide(second_updates(tx, GRADS, PARAMS)))
+  (_, new), got, want = together(
+    lambda grads, params: tx.update(hide(grads), state, params),
+    lambda grads, params: updated(tx, hide(grads), params),
+    lambda grads, params: hide(updated(tx, grads, params)),
+  )
+  close(got, want)
   assert jax.tree.structure(new) == jax.tree.structure(state)
   for name, (layer, leaf) in itertools.product(("mu", "nu"), missing):
     kept, old = (optax.tree.get(of, name, GRADS)[layer][leaf] for of in (new, state))
@@ -229,14 +250,14 @@ def test_vmap_over_other_numbers(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam additive", "nd_adam", "nesterov", "log_step_size"])
 def test_gradient_through_training(name):
-  """d loss / d(learning rate, initial weights) after three steps, against central differences in float64."""
+  """d f / d(learning rate, initial weights) after three steps, against central differences in float64."""
   make = EVERY[name]
   with enable_x64(True):
-    params, direction = start(), start(1)
+    params, direction, weights = start(), start(1), start(3)
 
     def final(rate, along):
       moved = jax.tree.map(lambda p, d: p + along * d, params, direction)
-      return loss(scanned(make(rate), moved)[0], 5)
+      return optax.tree.vdot(weights, jax.tree.map(jnp.sin, scanned(make(rate), moved)[0]))
 
     got = jitted(jax.grad(final, argnums=(0, 1)))(RATE, 0.0)
     final, h = jitted(final), 1e-6
@@ -351,7 +372,7 @@ def test_steps_that_are_not_finite_are_skipped(make):
 
 
 MODEL_STRUCTURE = optax_ext.structure_from_model(
-  lambda params, x: x @ params["w"], {"w": PARAMS["Dense_0"]["kernel"]}, DATA[0]
+  lambda params, x: x @ params["w"], {"w": PARAMS["Dense_0"]["kernel"]}, np.ones((3, 6))
 )
 
 
@@ -364,7 +385,7 @@ MODEL_STRUCTURE = optax_ext.structure_from_model(
     ByDepth(),
     ByDepth() * Additive() * Multiplicative(),
     optax_ext.structure_from_params(PARAMS),
-    optax_ext.structure_from_model(lambda params, x: x @ params, PARAMS["Dense_0"]["kernel"], DATA[0]),
+    optax_ext.structure_from_model(lambda params, x: x @ params, PARAMS["Dense_0"]["kernel"], np.ones((3, 6))),
   ],
   ids=lambda thing: type(thing).__name__,
 )
@@ -399,5 +420,5 @@ def test_numpy_parameters_of_double_precision(make):
   """Without x64 jax has no float64; they are taken as float32, without a word, as by optax."""
   params = {"Dense_0": {"kernel": np.ones((4, 3)), "bias": np.ones(3)}, "Dense_1": {"kernel": np.ones((3, 2))}}
   with warnings.catch_warnings(action="error"):
-    updates = second_updates(make(RATE), params, params)
+    updates = jax.eval_shape(functools.partial(updated, make(RATE)), params, params)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {"float32"}

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from support import enable_x64
+from support import enable_x64, in_full, jitted
 
 import optax_ext
 from optax_ext._moments.gains import one_minus_decay_power
@@ -137,7 +137,7 @@ def run(case, dtype, last):
   steps = [t for t in meta["steps"] if t <= last]
 
   def tree(flat):
-    parts = jnp.split(jnp.asarray(flat, dtype), ends[:-1])
+    parts = jnp.split(flat, ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
   def flat(params):
@@ -145,22 +145,20 @@ def run(case, dtype, last):
 
   tx = optimizer(meta)
 
-  @jax.jit
   def step(carry, grads):
     params, state = carry
     updates, state = tx.update(tree(grads), state, params)
     params = optax.apply_updates(params, updates)
     return (params, state), flat(params)
 
-  params = tree(data["p0"])
-  carry = params, tx.init(params)
+  carry = jitted(lambda p0: (tree(p0), tx.init(tree(p0))))(data["p0"].astype(dtype))
   if meta["loop"] == "open":
     grads = np.stack([gradient(t, None) for t in range(1, last + 1)])
-    _, path = jax.lax.scan(step, carry, jnp.asarray(grads, dtype))
+    _, path = in_full(lambda carry, grads: jax.lax.scan(step, carry, grads))(carry, grads.astype(dtype))
     return meta, data, np.asarray(path)[np.array(steps) - 1]
-  now, path = flat(params), []
+  step, now, path = jitted(step), data["p0"], []
   for t in range(1, last + 1):
-    carry, now = step(carry, jnp.asarray(gradient(t, np.asarray(now)), dtype))
+    carry, now = step(carry, gradient(t, np.asarray(now, dtype)).astype(dtype))
     path.append(now)
   return meta, data, np.stack(path)[np.array(steps) - 1]
 

@@ -8,7 +8,7 @@ import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import enable_x64, jitted
+from support import enable_x64, in_full, jitted
 
 import optax_ext
 from optax_ext._memory import codes
@@ -310,8 +310,8 @@ def test_scales_of_blocks_live_with_their_blocks(block, axis, of_scale):
   assert of_state.scale[0]["kernel"].is_equivalent_to(NamedSharding(mesh, of_scale), 2)
   grads = next(gradients(1))
   want = jitted(tx.update)(grads, jitted(tx.init)(PARAMS), PARAMS)
-  state = jitted(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
-  got = jitted(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
+  state = in_full(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
+  got = in_full(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
 
 
@@ -322,8 +322,8 @@ def test_sharded_as_on_one_device():
   of_state = optax_ext.state_shardings(tx, PARAMS, shardings)
   grads = next(gradients(1))
   want = jitted(tx.update)(grads, jitted(tx.init)(PARAMS), PARAMS)
-  state = jitted(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
-  got = jitted(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
+  state = in_full(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
+  got = in_full(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
   assert got[1].codes[0].mu["kernel"].sharding.spec == P("x", "y")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import ROOT, enable_x64, jitted, relative
+from support import ROOT, enable_x64, in_full, jitted, relative
 
 import optax_ext
 from optax_ext import state_shardings
@@ -115,29 +115,39 @@ def start(optimizer, dtype):
   return optax_ext.normalize_vectors(params, AXES) if optimizer == "nd_adam" else params
 
 
+def shardings_on(mesh_name):
+  mesh = make_mesh(mesh_name)
+  return jax.tree.map(lambda spec: NamedSharding(mesh, spec), MESHES[mesh_name][1])
+
+
+@functools.cache
+def gradient_on(mesh_name):
+  """One program for all optimizers."""
+  if mesh_name is None:
+    return jitted(jax.grad(loss))
+  return in_full(jax.grad(loss), out_shardings=shardings_on(mesh_name))
+
+
 def trajectory(optimizer, dtype, mesh_name=None):
   """Every step's parameters, of one array per leaf."""
   tx, params = OPTIMIZERS[optimizer](), start(optimizer, dtype)
 
-  def step(params, state, x, y):
-    updates, state = tx.update(jax.grad(loss)(params, x, y), state, params)
+  def step(params, state, grads):
+    updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  place = lambda batch: batch
+  place, gradient, state = lambda batch: batch, gradient_on(mesh_name), tx.init(params)
   if mesh_name:
-    mesh = make_mesh(mesh_name)
-    shardings = jax.tree.map(lambda spec: NamedSharding(mesh, spec), MESHES[mesh_name][1])
+    shardings = shardings_on(mesh_name)
     of_state = state_shardings(tx, params, shardings)
-    params = jax.device_put(params, shardings)
-    state = jitted(tx.init, out_shardings=of_state)(params)
-    step = jitted(step, out_shardings=(shardings, of_state))
-    place = lambda batch: jax.device_put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
+    params, state = jax.device_put((params, state), (shardings, of_state))
+    step = in_full(step, out_shardings=(shardings, of_state))
+    place = lambda batch: jax.device_put(batch, NamedSharding(make_mesh(mesh_name), P(("data", "fsdp"))))
   else:
-    state = tx.init(params)
     step = jitted(step)
   path = [params]
   for batch in batches(dtype):
-    params, state = step(params, state, *place(batch))
+    params, state = step(params, state, gradient(params, *place(batch)))
     path.append(params)
   if mesh_name:
     matches = lambda leaf, sharding: leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
@@ -275,7 +285,7 @@ def test_training_inside_shard_map():
       out_specs=(specs, state_specs),
     )
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12)
-    jax.tree.map(close, jitted(inside)(params, state, x), train(whole, params, state, x))
+    jax.tree.map(close, in_full(inside)(params, state, x), train(whole, params, state, x))
 
 
 @pytest.mark.slow

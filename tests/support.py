@@ -25,6 +25,13 @@ def known(option, value):
   return True
 
 
+def cache_programs(monkeypatch, folder):
+  """The processes that a test starts compile no program twice; one that is killed while it writes does no harm."""
+  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+
+
 # Compiled with little optimization and by XLA's older emitters, as either takes longer than a few steps on small arrays
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 if known("xla_cpu_use_fusion_emitters", False):  # until jax 0.11

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from support import jitted
 
 import optax_ext
 from optax_ext import ByDepth, decay_mask, label_paths
@@ -154,7 +155,7 @@ def plain_training(apply, params, tx, steps=3):
   """Of the dict from path to leaf, by the model as a function of that dict."""
   state = tx.init(params)
 
-  @jax.jit
+  @jitted
   def step(params, state):
     grads = jax.grad(lambda params: jnp.mean((apply(params, X) - Y) ** 2))(params)
     updates, state = tx.update(grads, state, params)
@@ -207,7 +208,7 @@ def test_linen_train_state(tx):
   want = plain_training(residual, by_path(variables), tx)
   state = TrainState.create(apply_fn=model.apply, params=variables["params"], tx=tx)
 
-  @jax.jit
+  @jitted
   def step(state):
     loss = lambda params: jnp.mean((state.apply_fn({"params": params}, X) - Y) ** 2)
     return state.apply_gradients(grads=jax.grad(loss)(state.params))
@@ -226,7 +227,7 @@ def test_linen_partitioned_parameters(tx):
   want = plain_training(residual, by_path(params), tx)
   loss = lambda params: jnp.mean((model.apply({"params": params}, X) - Y) ** 2)
 
-  @jax.jit
+  @jitted
   def step(params, state):
     updates, state = tx.update(jax.grad(loss)(params), state, params)
     return optax.apply_updates(params, updates), state

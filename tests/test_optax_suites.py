@@ -175,9 +175,9 @@ def verdict(suite, result):
 def test_suites(tmp_path, monkeypatch):
   """All in one process, in which no program is compiled twice: the second suite has half of them from the first."""
   pytest.importorskip("sklearn", reason="the suite alias imports it")
-  monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path))
-  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-  monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+  from support import cache_programs  # compiles, which the process that runs the suites must not before it has devices
+
+  cache_programs(monkeypatch, tmp_path)
   done = subprocess.run([sys.executable, "-W", "error", __file__, *PATHS], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr + done.stdout
   results = json.loads(done.stdout)

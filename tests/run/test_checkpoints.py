@@ -18,7 +18,7 @@ from flax import nnx
 from flax.training import train_state
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import ROOT, enable_x64
+from support import ROOT, cache_programs, enable_x64, jitted
 
 import optax_ext
 from optax_ext import convert_moments, state_shardings
@@ -170,7 +170,7 @@ def test_linen_training_goes_on_to_the_bit(name, tmp_path):
     variables = network.init(jax.random.key(seed), X)
     return train_state.TrainState.create(apply_fn=network.apply, params=variables["params"], tx=OPTIMIZERS[name]())
 
-  @jax.jit
+  @jitted
   def step(state):
     loss = lambda params: ((state.apply_fn({"params": params}, X) - X) ** 2).mean()
     return state.apply_gradients(grads=jax.grad(loss)(state.params))
@@ -246,6 +246,7 @@ def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, m
   (tmp_path / "sklearn" / "__init__.py").touch()
   (tmp_path / "sklearn" / "datasets.py").write_text(DIGITS.format(path=str(folder / "datasets/data/digits.csv.gz")))
   monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+  cache_programs(monkeypatch, tmp_path / "programs")
   devices = 8 if processes == 1 else 2
   expected = kill_test.whole_run(tmp_path / "whole", steps, 1, devices)
   end, lives = kill_test.killed_run(tmp_path / "killed", steps, kills, 0, processes, devices)

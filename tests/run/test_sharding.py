@@ -123,7 +123,7 @@ def test_wrapped_state_can_live_there_and_train(wrapper, kind):
     assert all(
       spec == LIKE_PARAMS[path.partition("acc_grads/")[2]] for path, spec in found.items() if "acc_grads" in path
     )
-    state = jax.jit(tx.init, out_shardings=of_state)(params)
+    state = jax.device_put(tx.init(PARAMS), of_state)
     update = jax.jit(tx.update, donate_argnums=1, out_shardings=(shardings, of_state))
     for _ in range(2):
       updates, state = update(jax.tree.map(jnp.ones_like, params), state, params)

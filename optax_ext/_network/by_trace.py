@@ -23,10 +23,12 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   Traces `apply_fn(params, *inputs)`, as `jax.make_jaxpr` does, and computes nothing. For a Flax linen module that is
   `structure_from_model(model.apply, variables, x)`, for an NNX module `structure_from_model(Model.__call__, model, x)`.
 
-  - A *product* is a matrix product or a convolution of a value computed from parameters alone with one that depends on
-    an input. The parameters in it are a layer; what is added to its result is its bias.
+  - A *product* of a value computed from parameters alone with one that depends on an input is a layer: a matrix
+    product, a convolution, or what is multiplied element by element and then summed over an axis that both share. What
+    is added to its result is its bias. What contracts nothing, as a norm's scale, is no layer.
   - Depth is the number of products on the longest path from the inputs. A leaf that is no weight (a norm's scale, an
     embedding) has the depth of the product that it follows. One that is used several times has its least.
+  - Derivatives inside the model (forces) have no layers of their own: the facts are those of the forward computation.
   - Running averages of batch norms belong in `params`, as `variables` has them, or in a closure, or are not used where
     the model is traced as in training. Among the inputs they are data: a scale that meets them first has depth 0.
   - The layers of a `scan` are stacked along the axis that it runs over, and so are those that a loop, or the program,
@@ -47,7 +49,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
 
   Warns:
     UserWarning: what cannot be seen (a parameter that enters a Pallas kernel, say, or that is never used) falls back to
-      `structure_from_params`; the paths and the reasons are named, and shown in the table.
+      `structure_from_params`. A layer whose axes cannot be followed keeps its depth and its bias, and has no contracting
+      axes. The paths and the reasons are named, and shown in the table.
 
   Example:
     >>> from optax_ext import ByDepth

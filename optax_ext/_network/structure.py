@@ -61,6 +61,47 @@ class Structure:
     check_paths("The tree of scales", scales, self.facts)
     return scales
 
+  def normalised_axes(self) -> Callable[[str, Any], tuple[int, ...] | None]:
+    """The axes of ND-Adam's vectors: of the layers of which each unit is followed by a normaliser of its own.
+
+    There the length of a unit's weight vector has no effect, which is what ND-Adam rests on. All other leaves are left
+    to Adam: the output, embeddings, attention, factors of a low-rank adapter, biases. Needs a traced structure.
+
+    Returns:
+      A function `axes(path, leaf)`, for `nd_adam`, `normalize_vectors` and all that takes axes.
+
+    Raises:
+      ValueError: the structure comes from names and shapes, which say nothing of normalisers; in use, where it has
+        nothing for a leaf, or another shape; the path is named.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from optax_ext import nd_adam, normalize_vectors, structure_from_model
+      >>> def net(p, x):
+      ...   y = x @ p["hidden"]
+      ...   return jnp.tanh((y - y.mean(0)) / jnp.sqrt(y.var(0) + 1e-5)) @ p["output"]
+      >>> params = {"hidden": jnp.ones((4, 9)), "output": jnp.ones((9, 2))}
+      >>> axes = structure_from_model(net, params, jnp.ones((32, 4))).normalised_axes()
+      >>> print(axes("hidden", params["hidden"]), axes("output", params["output"]))
+      (0,) None
+      >>> tx, params = nd_adam(1e-3, axes=axes), normalize_vectors(params, axes)
+    """
+    known = {facts.path: facts for facts in self.leaves()}
+    if not any(facts.uses for facts in known.values()):
+      raise ValueError(
+        "normalised_axes needs a structure from structure_from_model: names and shapes do not say which layers a "
+        "normaliser follows."
+      )
+
+    def axes(path: str, leaf: Any) -> tuple[int, ...] | None:
+      if path not in known:
+        raise ValueError(f"The structure has nothing for leaf {path!r}: trace the model with the parameters in use.")
+      facts = known[path]
+      check_shape(facts, leaf)
+      return facts.contracting_axes if facts.normalised and facts.layer == path else None
+
+    return axes
+
   def muon_dimension_numbers(self, exclude: str | None = None) -> Callable[[Any], Any]:
     """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
 

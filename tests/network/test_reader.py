@@ -7,7 +7,7 @@ import pytest
 from jax import lax
 from plain_models import PLAIN, check, leaves_by_path, mlp_dict, rand, shared, tree
 
-from optax_ext import ByDepth, structure_from_model
+from optax_ext import ByDepth, structure_from_model, structure_from_params
 from optax_ext._network.jaxpr import control, model, reader
 from optax_ext._network.jaxpr.reader import Reader
 from optax_ext._network.jaxpr.versions import UnknownFormError, scan_form
@@ -891,6 +891,37 @@ def test_whether_a_normaliser_follows_each_unit(normaliser, normalised):
   model = lambda p, x: jnp.tanh(normaliser(x @ p["w"] + p["b"], p)) @ p["out"] + sum(jnp.sum(v) for v in p.values())
   found = read(model, params, X)
   assert (found["w"].normalised, found["out"].normalised) == (normalised, False)
+
+
+@pytest.mark.parametrize(
+  "apply",
+  [
+    lambda p, x: norm(x @ p["w"] + (x @ p["a"]) @ p["b"]) @ p["out"],  # an adapter beside the layer
+    lambda p, x: norm(x @ p["w"] + x @ p["a"] @ p["b"] + x) @ p["out"],  # and a residual
+    lambda p, x: norm((x @ p["w"]) * jax.nn.sigmoid(x @ p["a"] @ p["b"])) @ p["out"],
+  ],
+)
+def test_a_normaliser_of_a_sum_makes_no_layer_free_of_its_length(apply):
+  found = read(apply, tree(w=(4, 4), a=(4, 2), b=(2, 4), out=(4, 2)), X)
+  assert not any(facts.normalised for facts in found.values())
+
+
+def norm(y):
+  return (y - y.mean(0)) / jnp.sqrt(y.var(0) + 1e-5)
+
+
+def test_vectors_of_the_layers_that_a_normaliser_follows():
+  """A low-rank adapter inside the weight has no vectors of its own, though its product is normalised."""
+  apply = lambda p, x: norm(x @ (p["w"] + p["a"] @ p["b"])) @ p["out"]
+  params = tree(w=(4, 6), a=(4, 1), b=(1, 6), out=(6, 2))
+  axes = structure_from_model(apply, params, X).normalised_axes()
+  assert {name: axes(name, leaf) for name, leaf in params.items()} == {"w": (0,), "a": None, "b": None, "out": None}
+  with pytest.raises(ValueError, match="nothing for leaf 'v'"):
+    axes("v", params["w"])
+  with pytest.raises(ValueError, match="'w'"):
+    axes("w", params["a"])
+  with pytest.raises(ValueError, match=r"^normalised_axes needs a structure from structure_from_model"):
+    structure_from_params(params).normalised_axes()
 
 
 def test_a_convolution_and_its_batch_norm():

@@ -68,11 +68,13 @@ class Source(NamedTuple):
     node: The product or lookup; `None` for an input, and for what mixes too much to say.
     layout: Of the node's result, whose axes are those of a leaf here.
     direct: Whether only shapes, casts, sums and constant factors came after, so that a parameter added is its bias.
+    alone: Whether nothing from elsewhere was added, or multiplied with it.
   """
 
   node: Node | None
   layout: Layout
   direct: bool = False
+  alone: bool = True
 
 
 @dataclasses.dataclass(eq=False, slots=True)
@@ -216,9 +218,11 @@ def latest(actives: Sequence[Active]) -> Source:
     return np.max(value.depth), node is not None, value.source.direct, 0 if node is None else -node.order
 
   chosen = max(actives, key=rank).source
+  if any(value.source.node is not chosen.node for value in actives):
+    chosen = chosen._replace(alone=False)
   dims = list(chosen.layout.dims)
   for value in actives:
-    if value.source is not chosen:
+    if value.source.layout is not chosen.layout:
       for i, (mine, theirs) in enumerate(zip(dims, value.source.layout.dims, strict=True)):
         if not mine.axes and theirs.axes:
           dims[i] = Dim((axes.Factor(ELSEWHERE, 1, mine.size),), 0, mine.size)
@@ -233,7 +237,7 @@ def moved_source(source: Source, change: Change, shape: Sequence[int], lossy: bo
     layout = None
   if layout is None:
     return unknown_source(shape)
-  return Source(source.node, layout, source.direct and not lossy)
+  return source._replace(layout=layout, direct=source.direct and not lossy)
 
 
 def aligned(layout: Layout, source: Source) -> dict[int, list[Axis]]:

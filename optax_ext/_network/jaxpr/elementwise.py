@@ -151,7 +151,9 @@ def _normalise(name: str, ins: Sequence[Value]) -> None:
   if name not in ("mul", "div") or len(ins) != 2:
     return
   for value, by in (ins, ins[::-1]) if name == "mul" else (ins,):
-    if type(value) is not Active or value.spread is not None or (node := value.source.node) is None:
+    if type(value) is not Active or value.spread is not None or not value.source.alone:
+      continue
+    if (node := value.source.node) is None:
       continue
     wanted = "inverse" if name == "mul" else "root"
     if type(by) is Active and by.spread is not None:

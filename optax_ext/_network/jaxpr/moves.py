@@ -59,7 +59,7 @@ def reduce(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
 def _over_places(value: Active, dims: Sequence[int]) -> Spread | None:
   """The statistic of a product's units that is taken over all of its places."""
   node, layout = value.source.node, value.source.layout
-  if node is None or not node.members:
+  if node is None or not node.members or not value.source.alone:
     return None
   gone = [node.axes[a] for d in dims for a in layout.dims[d].axes if a >= 0]
   kept = [node.axes[a] for d, dim in enumerate(layout.dims) if d not in dims for a in dim.axes if a >= 0]

@@ -49,7 +49,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
 
   Warns:
     UserWarning: what cannot be seen (a parameter that enters a Pallas kernel, say, or that is never used) falls back to
-      `structure_from_params`. A layer whose axes cannot be followed keeps its depth and its bias, and has no contracting
+      `structure_from_params`. A layer whose axes cannot be followed keeps its depth and bias, and has no contracting
       axes. The paths and the reasons are named, and shown in the table.
 
   Example:

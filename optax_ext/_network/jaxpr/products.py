@@ -5,8 +5,11 @@ A product of a weight with an activation is a layer. A product that contracts no
 
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jax import lax
 
 from optax_ext._network.jaxpr import axes
 from optax_ext._network.jaxpr.axes import Dim, Factor, Layout, Unreadable
@@ -373,21 +376,8 @@ def dot_general(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   if contracts(product):
     return [read_product(reader, ins, product)]
   sides = [reader.move(value, product.side(side, sums=False), out) for side, value in enumerate(ins)]
-  return reader.rules["mul"](reader, _Multiplication(eqn.outvars), sides)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Multiplication:
-  """An equation that multiplies element by element."""
-
-  outvars: Any
-
-  @property
-  def invars(self) -> Any:
-    return [self.outvars[0]] * 2
-
-  class primitive:  # noqa: N801
-    name = "mul"
+  multiplication = types.SimpleNamespace(primitive=lax.mul_p, invars=[*eqn.outvars] * 2, outvars=eqn.outvars)
+  return reader.rules["mul"](reader, multiplication, sides)
 
 
 def ragged_dot_general(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:

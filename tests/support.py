@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +40,7 @@ if known("xla_cpu_use_fusion_emitters", False):  # until jax 0.11
 in_full = functools.partial(jax.jit, compiler_options=QUICK)
 
 
-def jitted(function, static_argnums=()):
+def jitted(function: Any, static_argnums: Any = ()) -> Any:
   """`jax.jit` for small arrays on one device, whose programs take XLA a third of the time to make.
 
   What XLA for CPUs finds outside of a loop becomes a function of its own for every few operations, at 15 ms each; a

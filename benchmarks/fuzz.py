@@ -233,6 +233,7 @@ REFUSED = [  # what optax itself refuses, for optax.adamw too: the wrapper, what
 def run(seed: int, case: int, draw: Draw | None = None) -> str:
   """Runs one case and returns its kind; raises AssertionError, or what was raised, if something breaks."""
   warnings.filterwarnings("ignore", "(scale_by_structure|nd_adam) sees")  # most trees here are no networks
+  warnings.filterwarnings("ignore", "The regular expression")  # nor have they such names
   draw = draw or Draw(seed, case)
   params = draw_tree(draw)
   grads = [draw_gradients(draw, params) for _ in range(2)]

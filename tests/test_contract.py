@@ -161,6 +161,7 @@ def test_masked(make):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")  # each part has one
 @every
 def test_masked_inside_masked_and_partition_inside_partition(make):
   """Only the kernel of the first layer is left, which is then trained as if it were alone."""

@@ -15,7 +15,10 @@ from support import enable_x64, jitted
 
 import optax_ext
 
-pytestmark = pytest.mark.filterwarnings("ignore:(scale_by_structure|nd_adam) sees")  # one leaf at a time
+pytestmark = [
+  pytest.mark.filterwarnings("ignore:(scale_by_structure|nd_adam) sees"),  # one leaf at a time
+  pytest.mark.filterwarnings("ignore:The regular expression"),  # of masks, in trees of any names
+]
 
 MAKE = {
   "exadam": optax_ext.exadam,

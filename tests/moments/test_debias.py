@@ -73,10 +73,12 @@ def test_cross_fractions_are_zero_at_zero_and_one_at_infinity(eps, dtype):
 
 
 def test_cross_moment_of_complex_means_uses_their_size():
+  """|m|² = 25; against a small ε any size would do."""
   t = 3
-  got = optax_ext.cross_moment(B1, B2, EPS)(t)(Moments(jnp.array([1 + 1j]), jnp.array([3 - 4j]), jnp.array([2.0])))
-  assert got.square.dtype == jnp.float32
-  np.testing.assert_allclose(got.square, 2 / (1 - B2**t) * (1 + B1**t), rtol=1e-5)
+  for eps, fraction in ((EPS, 1), (25.0, 0.5)):
+    got = optax_ext.cross_moment(B1, B2, eps)(t)(Moments(jnp.array([1 + 1j]), jnp.array([3 - 4j]), jnp.array([2.0])))
+    assert got.square.dtype == jnp.float32
+    np.testing.assert_allclose(got.square, 2 / (1 - B2**t) * (1 + B1**t * fraction), rtol=1e-5)
 
 
 @pytest.mark.parametrize("b1", [0.0, 0.5, 0.9])

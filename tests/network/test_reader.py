@@ -123,6 +123,9 @@ def test_a_scanned_stack_is_its_layers_unrolled():
   assert list(found["up"].depth) == [4, 2, 0]
   found = read(lambda p, x: lax.scan(layer, x, jax.tree.map(lambda a: a[::-1], p))[0], stacked, X)
   assert list(found["up"].depth) == [4, 2, 0]
+  backwards = lambda p: lax.map(lambda p: jax.tree.map(jnp.tanh, p), jax.tree.map(lambda a: a[::-1], p))
+  found = read(lambda p, x: lax.scan(layer, x, backwards(p))[0], stacked, X)
+  assert list(found["up"].depth) == [4, 2, 0]
 
 
 @pytest.mark.parametrize("order", [[2, 0, 3, 1], [3, 2, 1, 0], [1, 0, 2, 3]])
@@ -310,6 +313,21 @@ def test_experts_stacked_in_the_model():
     ("a", 12, 60),
     ("b", 12, 60),
   ]
+
+
+def test_biases_of_copies_after_a_layer_that_they_share():
+  """What each copy adds to the shared layer's results is a bias of that layer, stacked, and no table of positions."""
+
+  def copy(p, x):
+    return jnp.tanh(jnp.tanh(x @ p["a"]) @ p["b"]), p["bias"]
+
+  def apply(p, x):
+    h, bias = jax.vmap(copy, (0, None))({name: p[name] for name in ("a", "b", "bias")}, x)
+    return jnp.tanh(h @ p["shared"] + bias[:, None]) @ p["out"]
+
+  facts = read(apply, tree(a=(5, 4, 6), b=(5, 6, 3), bias=(5, 7), shared=(3, 7), out=(7, 2)), X)
+  assert [facts[name].stacked_axes for name in ("a", "b", "bias", "shared")] == [(0,), (0,), (0,), ()]
+  assert (facts["bias"].layer, facts["shared"].contracting_axes) == ("shared", (0,))
 
 
 def test_a_layer_is_named_for_a_leaf_of_its_own():
@@ -815,6 +833,9 @@ def test_a_determinant_beside_the_layer():
 
   found, depth = layers(flow, tree(w=(3, 4, 4)), X)
   assert (found["w"], depth) == (("w", [0, 1, 2], (1,), (0,)), 3)
+  early = lambda p, x: jnp.tanh((x + jnp.log(jnp.diag(p["b"])).sum()) @ p["a"]) @ p["b"]  # before its own product
+  found, _ = layers(early, tree(a=(4, 4), b=(4, 4)), X)
+  assert found == {"a": ("a", 0, (0,), ()), "b": ("b", 1, (0,), ())}
 
 
 def test_tables_of_scanned_layers():
@@ -884,6 +905,8 @@ def test_tied_weights_of_an_autoencoder_are_no_derivative():
     (lambda y, p: y * p["scale"], False),
     (lambda y, p: y - y.mean(0), False),
     (lambda y, p: jnp.tanh(y) / jnp.sqrt(y.var(0)), True),
+    (lambda y, p: y / y.var(0), False),  # what is left depends on the vector's length
+    (lambda y, p: y * jnp.sqrt(y.var(0)), False),
   ],
 )
 def test_whether_a_normaliser_follows_each_unit(normaliser, normalised):

@@ -1,12 +1,16 @@
 """Small models in Flax linen, NNX and Equinox, each with the facts about its parameters, derived by hand."""
 
-import equinox as eqx
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from flax import nnx
 from plain_models import F32, PLAIN, Model, bias, none, part, rand, weight
+
+with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # of jax 0.7, which Equinox meets
+  import equinox as eqx
 
 
 def filled(shapes):

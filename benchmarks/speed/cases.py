@@ -68,18 +68,23 @@ def on_large_chips(limit: float) -> dict[str, float]:
   return dict.fromkeys(("v5e", "v5p", "v6e", "tpu7x"), limit)
 
 
-def unequal_layers() -> optax_ext.Structure:
-  """A structure of such weights whose numbers of connections differ, so that count rules do not give 1 for all."""
-  guessed = optax_ext.structure_from_params(kernels())
-  facts = jax.tree.map(lambda f: dataclasses.replace(f, connections=f.connections * (1 + f.depth)), guessed.facts)
-  return optax_ext.Structure(facts, guessed.num_layers)
+@dataclasses.dataclass(frozen=True)
+class OfUnequalLayers:
+  """A rule of equal weights as if their numbers of connections differed, so that it does not give 1 for all."""
+
+  rule: Any
+
+  def scales(self, structure: optax_ext.Structure) -> Any:
+    """Those of the rule."""
+    facts = jax.tree.map(lambda f: dataclasses.replace(f, connections=f.connections * (1 + f.depth)), structure.facts)
+    return self.rule.scales(optax_ext.Structure(facts, structure.num_layers))
 
 
 RATE = 1e-3
 COSINE = optax.cosine_decay_schedule(RATE, 1000)
 HALF_WIDTH = jnp.bfloat16
 HALF = optax_ext.label_paths("hidden_[02]")
-LAYERS = unequal_layers()
+MULTIPLICATIVE = OfUnequalLayers(optax_ext.Multiplicative())
 PAPERS = {"exadam": optax_ext.exadam, "adamnx": optax_ext.adamnx, "caadam": optax_ext.caadam}
 
 CASES = {
@@ -93,10 +98,10 @@ CASES = {
   "adamnx, mask, cosine": Case(optax_ext.adamnx(COSINE, mask=HALF)),
   "adamnx, log step": Case(optax_ext.adamnx(optax_ext.log_step_size(RATE))),
   "adamnx, injected hyperparameters": Case(optax.inject_hyperparams(optax_ext.adamnx)(COSINE)),
-  "caadam, additive": Case(optax_ext.caadam(RATE, rule=optax_ext.Additive(), structure=LAYERS)),
-  "caadam, multiplicative": Case(optax_ext.caadam(RATE, structure=LAYERS)),
+  "caadam, additive": Case(optax_ext.caadam(RATE, rule=OfUnequalLayers(optax_ext.Additive()))),
+  "caadam, multiplicative": Case(optax_ext.caadam(RATE, rule=MULTIPLICATIVE)),
   "caadam, by depth": Case(optax_ext.caadam(RATE, rule=optax_ext.ByDepth())),
-  "caadam, decay, mask, cosine": Case(optax_ext.caadam(COSINE, weight_decay=0.1, mask=HALF, structure=LAYERS)),
+  "caadam, decay, mask, cosine": Case(optax_ext.caadam(COSINE, weight_decay=0.1, mask=HALF, rule=MULTIPLICATIVE)),
   "AdamNX's second moment in EXAdam": Case(compose.adamnx_in_exadam),
   "EXAdam by depth": Case(compose.exadam_by_depth),
   **{

@@ -120,7 +120,7 @@ def test_nd_adam_has_one_second_moment_for_each_vector(model, structure):
   tx = nd_adam(1e-3, structure=structure)
   shapes = jax.eval_shape(lambda params: params, model.params)
   state = jax.eval_shape(tx.init, shapes)
-  assert jax.eval_shape(tx.update, shapes, state, shapes) == (shapes, state)
+  assert jax.tree.leaves(jax.eval_shape(tx.update, shapes, state, shapes)) == jax.tree.leaves((shapes, state))
   given = leaves_by_path(shapes)
   for path, square in leaves_by_path(optax.tree.get(state, "nu")).items():
     along = model.facts[path].contracting or ()

@@ -316,10 +316,8 @@ MUTANTS = {
   # The reader of networks
   "reader/roles-swapped": Mutant(
     "_network/jaxpr/products.py",
-    "product = Product(out, result, roles, 1, math.prod(out) * math.prod(shapes[0][d] for d in sums[0]))"
-    "  # type: ignore[arg-type]\n  if contracts(product):",
-    "product = Product(out, result, roles[::-1], 1, math.prod(out) * math.prod(shapes[0][d] for d in sums[0]))\n"
-    "  if contracts(product):",
+    "return Product(out, result, (roles[0], roles[1]), 1, macs)",
+    "return Product(out, result, (roles[1], roles[0]), 1, macs)",
     of(READER, "facts"),
   ),
   "reader/depth-not-increased": Mutant(
@@ -342,8 +340,8 @@ MUTANTS = {
   ),
   "reader/loops-over-layers-count-once": Mutant(
     "_network/jaxpr/control.py",
-    "if once.over_layers or not any(",
-    "if not any(",
+    "if once is None or once.over_layers:",
+    "if once is None:",
     of(READER, "a_scanned_stack_is_its_layers_unrolled"),
   ),
   "reader/rows-stacked-with-step-1": Mutant(
@@ -390,8 +388,8 @@ MUTANTS = {
   ),
   "reader/backward-flag-dropped": Mutant(
     "_network/jaxpr/reader.py",
-    "self.backward = backward or is_backward(eqn)",
-    "self.backward = backward",
+    "backward=self.backward or is_backward(eqn)",
+    "backward=self.backward",
     of(READER, "derivatives_have_no_layers"),
   ),
   "reader/merge-ignores-picked-rows": Mutant(

@@ -5,6 +5,7 @@ other one counts once. What such a loop carries is found by rehearsals: which of
 and how much deeper it gets.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -88,9 +89,10 @@ def scan(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   if not length:
     return [*init, *[constants.UNKNOWN] * len(outs)]
   indices = range(length)[::-1] if eqn.params["reverse"] else range(length)
-  here = Moving(reader.loops + 1)
-  once = _Loop(reader, loop.body, consts, init, [_row(reader, value, here) for value in rows], here)
-  if once.over_layers or not any(type(value) is Active for value in ins):
+  here, once = Moving(reader.loops + 1), None
+  if any(type(value) is Active for value in ins):
+    once = _Loop(reader, loop.body, consts, init, [_row(reader, value, here) for value in rows], here)
+  if once is None or once.over_layers:
     carry, given = init, {}
     for i in indices:
       results = reader.read(loop.body, [*consts, *carry, *(_row(reader, value, i) for value in rows)])
@@ -169,10 +171,10 @@ class _Loop:
     probe = np.full((len(moving) + 1, *outer), -NEVER)
 
     def entering(value: Value) -> Value:
-      return _with_depth(value, _replaced(probe, -1, value.depth)) if type(value) is Active else value
+      return dataclasses.replace(value, depth=_replaced(probe, -1, value.depth)) if type(value) is Active else value
 
     carry = [
-      _with_depth(value, _replaced(probe, moving.index(i), 0)) if type(value) is Active else value
+      dataclasses.replace(value, depth=_replaced(probe, moving.index(i), 0)) if type(value) is Active else value
       for i, value in enumerate(self.carry)
     ]
     with self.reader.rehearsal(_replaced(probe, -1, self.reader.nothing)) as seen:
@@ -197,10 +199,6 @@ class _Loop:
       carry[i] = Active(depth, carry[i].source)  # type: ignore[union-attr]
     with self.reader.repeated(times):
       return self.reader.read(self.body, [*self.consts, *carry, *self.rows])
-
-
-def _with_depth(value: Active, depth: Any) -> Active:
-  return Active(depth, value.source, value.origin, value.scaled, value.spread)
 
 
 def _replaced(probe: np.ndarray, at: int, depth: Any) -> np.ndarray:

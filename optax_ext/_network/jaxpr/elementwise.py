@@ -102,18 +102,20 @@ def _keeps_bias(name: str, ins: Sequence[Value]) -> bool:
 
   Statistics are subtracted and a norm's scale multiplied, so those end it; a constant number does not.
   """
-  if name in ("mul", "div", "sub"):
-    return sum(type(value) is Active for value in ins) == 1 and all(
-      type(value) is Active or (type(value) is Constant and value.uniform) for value in ins
-    )
-  return name in TRANSPARENT
+  return _meets_numbers(ins) if name in ("mul", "div", "sub") else name in TRANSPARENT
+
+
+def _meets_numbers(ins: Sequence[Value]) -> bool:
+  """Whether one activation meets nothing but constant numbers."""
+  others = [value for value in ins if type(value) is not Active]
+  return len(ins) - len(others) == 1 and all(type(value) is Constant and value.uniform for value in others)
 
 
 def _scaled(name: str, ins: Sequence[Value], uses: list[Any]) -> Scaled | None:
   """An activation times a weight, which a sum may turn into a product; constant numbers change nothing."""
   actives = [value for value in ins if type(value) is Active]
   others = [value for value in ins if type(value) is not Active]
-  if len(actives) == 1 and others and all(type(v) is Constant and v.uniform for v in others):
+  if _meets_numbers(ins):
     scaled = actives[0].scaled
     return scaled if name in ("mul", "div", "add", "sub") and scaled and scaled.active else None
   if name != "mul" or len(ins) != 2:

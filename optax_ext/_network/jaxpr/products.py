@@ -283,9 +283,8 @@ def sum_of_scaled(reader: Reader, value: Value, dims: Sequence[int], shape: Sequ
   varying = {d for d, dim in enumerate(x.source.layout.dims) if dim.axes}
   if not any(d in varying and _factors(scaled.weight, d) for d in dims):
     return None
-  rank = len(x.source.layout.dims)
-  kept = [d for d in range(rank) if d not in dims]
   whole = [dim.size for dim in x.source.layout.dims]
+  kept = [d for d in range(len(whole)) if d not in dims]
   both = [(d if d in varying else None, d if _factors(scaled.weight, d) else None) for d in kept]
   roles = ({d: "sum" for d in dims}, {d: "sum" for d in dims})
   product = Product(shape, both, roles, 1, math.prod(whole))
@@ -364,18 +363,24 @@ def _note_scaled(
 # Primitives
 
 
+def _matrix_product(eqn: Any, dimension_numbers: Any, groups: Sequence[int] = ()) -> Product:
+  """Of the first two operands; the dimensions `groups` of the second count the groups that its matrices are for."""
+  sums, batch = dimension_numbers
+  shapes, out = [v.aval.shape for v in eqn.invars[:2]], eqn.outvars[0].aval.shape
+  roles = [dict.fromkeys(sums[i], "sum") | dict.fromkeys(batch[i], "batch") for i in (0, 1)]
+  roles[1] |= dict.fromkeys(groups, "batch")
+  free = [[d for d in range(len(shapes[i])) if d not in roles[i]] for i in (0, 1)]
+  result = [*zip(*batch, strict=True), *((d, None) for d in free[0]), *((None, d) for d in free[1])]
+  macs = math.prod(out) * math.prod(shapes[0][d] for d in sums[0])
+  return Product(out, result, (roles[0], roles[1]), 1, macs)
+
+
 def dot_general(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   """Matrix products and einsums."""
-  sums, batch = eqn.params["dimension_numbers"]
-  shapes = [v.aval.shape for v in eqn.invars]
-  free = [[d for d in range(len(shapes[i])) if d not in sums[i] and d not in batch[i]] for i in (0, 1)]
-  result = [*zip(*batch, strict=True), *((d, None) for d in free[0]), *((None, d) for d in free[1])]
-  roles = tuple(dict.fromkeys(sums[i], "sum") | dict.fromkeys(batch[i], "batch") for i in (0, 1))
-  out = eqn.outvars[0].aval.shape
-  product = Product(out, result, roles, 1, math.prod(out) * math.prod(shapes[0][d] for d in sums[0]))  # type: ignore[arg-type]
+  product = _matrix_product(eqn, eqn.params["dimension_numbers"])
   if contracts(product):
     return [read_product(reader, ins, product)]
-  sides = [reader.move(value, product.side(side, sums=False), out) for side, value in enumerate(ins)]
+  sides = [reader.move(value, product.side(side, sums=False), product.shape) for side, value in enumerate(ins)]
   multiplication = types.SimpleNamespace(primitive=lax.mul_p, invars=[*eqn.outvars] * 2, outvars=eqn.outvars)
   return reader.rules["mul"](reader, multiplication, sides)
 
@@ -383,19 +388,9 @@ def dot_general(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
 def ragged_dot_general(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   """Rows of the first operand, in groups, times each group's own matrix."""
   numbers = eqn.params["ragged_dot_dimension_numbers"]
-  (sums, batch), group = numbers.dot_dimension_numbers, tuple(numbers.rhs_group_dimensions)
-  if not group:
+  if not numbers.rhs_group_dimensions:
     raise Unreadable("it enters ragged_dot_general in a form that is not read")
-  shapes = [v.aval.shape for v in eqn.invars[:2]]
-  free = [
-    [d for d in range(len(shapes[i])) if d not in sums[i] and d not in batch[i] and (i == 0 or d not in group)]
-    for i in (0, 1)
-  ]
-  result = [*zip(*batch, strict=True), *((d, None) for d in free[0]), *((None, d) for d in free[1])]
-  roles = tuple(dict.fromkeys(sums[i], "sum") | dict.fromkeys(batch[i], "batch") for i in (0, 1))
-  roles[1].update(dict.fromkeys(group, "batch"))
-  out = eqn.outvars[0].aval.shape
-  product = Product(out, result, roles, 1, math.prod(out) * math.prod(shapes[0][d] for d in sums[0]))  # type: ignore[arg-type]
+  product = _matrix_product(eqn, numbers.dot_dimension_numbers, numbers.rhs_group_dimensions)
   return [read_product(reader, ins[:2], product)]
 
 

@@ -108,18 +108,14 @@ class Reader:
 
   def later(self, compute: Callable[[], Any]) -> Callable[[], Any]:
     """What is read when it is asked for, as if it were read now; and once, but for rehearsals."""
-    now = self._place, self.order, self.backward, self.times
+    now = {"_place": self._place, "order": self.order, "backward": self.backward, "times": self.times}
     known: list[Any] = []
 
     def value() -> Any:
       if known:
         return known[0]
-      before = self._place, self.order, self.backward, self.times
-      self._place, self.order, self.backward, self.times = now
-      try:
+      with self._set(**now):
         computed = compute()
-      finally:
-        self._place, self.order, self.backward, self.times = before
       if not self.rehearsing:
         known.append(computed)
       return computed
@@ -127,34 +123,27 @@ class Reader:
     return value
 
   @contextlib.contextmanager
-  def _at(self, eqn: Any) -> Iterator[None]:
-    place, backward = self._place, self.backward
-    self._place = (*place, id(eqn))
-    self.backward = backward or is_backward(eqn)
+  def _set(self, **fields: Any) -> Iterator[None]:
+    """Other values of some fields, for a while."""
+    before = {name: getattr(self, name) for name in fields}
+    vars(self).update(fields)
     try:
       yield
     finally:
-      self._place, self.backward = place, backward
+      vars(self).update(before)
+
+  def _at(self, eqn: Any) -> contextlib.AbstractContextManager[None]:
+    return self._set(_place=(*self._place, id(eqn)), backward=self.backward or is_backward(eqn))
 
   @contextlib.contextmanager
   def rehearsal(self, nothing: Any) -> Iterator[list[Use]]:
     """Reads without noting; gives the uses that were seen. `nothing` is the depth of what depends on nothing."""
-    before = self.uses, self.nodes, self.order, self.rehearsing, self.nothing
-    seen: list[Use] = []
-    self.uses, self.nodes, self.rehearsing, self.nothing = seen, [], True, nothing
-    try:
-      yield seen
-    finally:
-      self.uses, self.nodes, self.order, self.rehearsing, self.nothing = before
+    with self._set(uses=[], nodes=[], order=self.order, rehearsing=True, nothing=nothing):
+      yield self.uses
 
-  @contextlib.contextmanager
-  def repeated(self, times: int) -> Iterator[None]:
+  def repeated(self, times: int) -> contextlib.AbstractContextManager[None]:
     """What is read once and runs several times."""
-    before, self.times = self.times, self.times * times
-    try:
-      yield
-    finally:
-      self.times = before
+    return self._set(times=self.times * times)
 
   # Uses
 

@@ -90,7 +90,7 @@ def run(name: str, folder: pathlib.Path) -> tuple[bool, str]:
   if environment.pre:
     subprocess.run([*pip, "--upgrade", "--pre", "jax", "jaxlib", "optax", "flax"], check=False)
   files = [str(ROOT / "tests" / file) for file in environment.files.split()]
-  command = [inside, "-m", "pytest", "-q", "-n", "2", "-p", "no:cacheprovider", "-rs", *files]
+  command = [inside, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "-rs", *files]
   command += ["-m", environment.only] if environment.only else []
   variables = os.environ | {"JAX_PLATFORMS": "cpu"}
   done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)

@@ -287,15 +287,18 @@ def nd_adam(
       w̄ = w − α_v·m̂/(√(v̂ + ε̄) + ε)                             w ← w̄/‖w̄‖
 
   Leaves that hold no vectors (biases, norms) take Adam's step with α. Start from `normalize_vectors(params, axes)`, as
-  the algorithm does. Nothing may follow in a chain: it would break the unit length.
+  the algorithm does.
 
   Large leaves are stepped from sums that one reading of memory gives, in place of three (on a TPU 32 bytes of traffic
   for a float32 parameter, where the chain of pieces moves 44), and agree with the chain to rounding. Scalars, complex
   leaves, leaves of fewer than 2¹⁶ elements and vectors that a mesh with explicit axes splits take the chain itself.
 
-  The method rests on a condition: that each unit is followed by a normaliser of its own (batch norm), so that the
-  length of its vector has no effect. Give the kernels where that does not hold (output, embedding, attention) the axes
-  `None`.
+  The method rests on a condition: a normaliser of its own (batch norm) follows each unit, so that the length of the
+  unit's vector has no effect. `axes=structure_from_model(...).normalised_axes()` finds these units and leaves all
+  others to Adam: output, embeddings, attention, low-rank adapters.
+
+  What changes the update afterwards breaks the unit length: a link after nd_adam, `optax.apply_every`,
+  `optax.contrib.schedule_free`. There, let `renormalize_params(axes)` be the last link, outside of them all.
 
   Args:
     learning_rate: α of the scalars, a number or a schedule of the count.
@@ -306,8 +309,10 @@ def nd_adam(
     mu_dtype: Stores m; by default the parameters' dtype.
     vector_learning_rate: α_v of the vectors, a number or a schedule; by default 50·α, a schedule included.
     axes: The axes that each vector runs along: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a
-      tree of such values like the parameters, or one tuple for all. By default taken from `structure`.
-    structure: Facts about the network, whose contracting axes are used; by default those of `structure_from_params`.
+      tree of such values like the parameters, or one tuple for all leaves of two or more axes. By default taken from
+      `structure`.
+    structure: Facts about the network. The vectors are those of all weights, along their contracting axes. By default
+      `structure_from_params` of the parameters that the optimizer sees.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
@@ -325,8 +330,12 @@ def nd_adam(
       structure does not match the parameters; `params` is missing (at update).
 
   Warns:
-    UserWarning: at init, when there are leaves and none holds vectors: all take Adam's step. So it is inside
-      `optax.flatten`, and where `optax.masked` or `optax.partition` show it biases alone.
+    UserWarning: at init,
+
+      - when there are leaves and none holds vectors, so that all take Adam's step: inside `optax.flatten`, and where
+        `optax.masked` or `optax.partition` show it biases alone;
+      - when the axes come from a structure and no normaliser is known to follow the units of a vector;
+      - when a vector's length is not within 1% of 1. Inside `jax.jit` lengths are not known, and nothing is said.
 
   Example:
     >>> import jax.numpy as jnp

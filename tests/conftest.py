@@ -7,6 +7,7 @@ What one test compiled, the others of its process read from a folder that is new
 """
 
 import functools
+import gc
 import os
 import tempfile
 
@@ -25,6 +26,10 @@ hypothesis.settings.load_profile("same every time")
 # XLA's own passes, fusion among them, run in all.
 FULLY_OPTIMIZED = {"test_compiled", "test_nd_adam_kernel", "test_one_pass", "test_scale_by_moments"}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that tests start
+
+# Tracing allocates much and frees most of it by counting references.
+gc.freeze()
+gc.set_threshold(200_000, 20, 100)
 
 
 def with_aot(config):

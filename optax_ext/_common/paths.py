@@ -146,7 +146,7 @@ def warn_unmatched(expression: re.Pattern[str], tree: Any) -> None:
   if whole and any(node is not None for _, node in nodes) and not any(expression.search(path) for path, _ in nodes):
     warnings.warn(
       f"The regular expression {expression.pattern!r} is found in no path of the tree, whose leaves are "
-      f"{_listed(path for path, _ in nodes)}: correct it.",
+      f"{listed(path for path, _ in nodes)}: correct it.",
       stacklevel=3,
     )
 
@@ -161,7 +161,7 @@ def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str
   table = dict(leaves)
   if len(table) < len(leaves):
     shared = [name for name, times in Counter(name for name, _ in leaves).items() if times > 1]
-    raise ValueError(f"Several leaves of the tree have the same path: {_listed(shared)}; rename one of each.")
+    raise ValueError(f"Several leaves of the tree have the same path: {listed(shared)}; rename one of each.")
   return table
 
 
@@ -175,9 +175,9 @@ def check_paths(what: str, given: Iterable[str], tree: Any, *, more: bool = Fals
   problems = []
   if missing:
     numbers = any(isinstance(nodes[path], int | float | complex) for path in missing)
-    problems.append(f"it has nothing for {_listed(missing)}{', Python numbers: make them arrays' if numbers else ''}")
+    problems.append(f"it has nothing for {listed(missing)}{', Python numbers: make them arrays' if numbers else ''}")
   if unknown:
-    problems.append(f"it names {_listed(unknown)}, which they do not have")
+    problems.append(f"it names {listed(unknown)}, which they do not have")
   if problems:
     raise ValueError(f"{what} does not match the parameters: {' and '.join(problems)}.")
 
@@ -189,11 +189,12 @@ def described(tree: Any, most: int = 3) -> str:
   return f"{len(leaves)} {'leaf' if len(leaves) == 1 else 'leaves'} ({', '.join(leaves[:most])}{more})"
 
 
-def _beneath(path: str, ancestor: str) -> bool:
-  return not ancestor or path.startswith(ancestor + "/")
-
-
-def _listed(paths: Iterable[str], most: int = 5) -> str:
+def listed(paths: Iterable[str], most: int = 5) -> str:
+  """Paths in one line, in natural order: `'a', 'b' and 3 more`."""
   ordered = sorted(paths, key=natural_key)
   more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
   return ", ".join(map(repr, ordered[:most])) + more
+
+
+def _beneath(path: str, ancestor: str) -> bool:
+  return not ancestor or path.startswith(ancestor + "/")

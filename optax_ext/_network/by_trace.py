@@ -75,7 +75,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   by_name = guess(shapes)
   if not num_layers and not all(what.seen for what in findings):  # all that is known of layers is guessed
     num_layers = by_name.num_layers
-  guessed = {facts.path: facts for facts in by_name.leaves()}
+  guessed = by_name.by_path()
 
   def facts(path: str, leaf: Any) -> LeafFacts | None:
     if path not in found:

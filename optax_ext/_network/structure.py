@@ -30,6 +30,14 @@ class Structure:
     """The facts in natural order of their paths."""
     return sorted(jax.tree.leaves(self.facts), key=lambda facts: natural_key(facts.path))
 
+  def by_path(self) -> dict[str, LeafFacts]:
+    """The facts by path, in natural order."""
+    return {facts.path: facts for facts in self.leaves()}
+
+  def traced(self) -> bool:
+    """Whether a model was traced, so that uses and normalisers are known; names and shapes do not tell them."""
+    return any(facts.uses for facts in self.leaves())
+
   def table(self, rule: Any = None) -> str:
     """The facts as an aligned table, with the step scale that `rule` gives each leaf.
 
@@ -86,8 +94,8 @@ class Structure:
       (0,) None
       >>> tx, params = nd_adam(1e-3, axes=axes), normalize_vectors(params, axes)
     """
-    known = {facts.path: facts for facts in self.leaves()}
-    if not any(facts.uses for facts in known.values()):
+    known = self.by_path()
+    if not self.traced():
       raise ValueError(
         "normalised_axes needs a structure from structure_from_model: names and shapes do not say which layers a "
         "normaliser follows."
@@ -149,7 +157,7 @@ class Structure:
         return None
       return optax.contrib.MuonDimensionNumbers(reduction_axis=summed, output_axis=rest)
 
-    known = {facts.path: facts for facts in self.leaves()}
+    known = self.by_path()
 
     def one(path: str, leaf: Any) -> Any:
       check_shape(known[path], leaf)

@@ -132,7 +132,7 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
 
   def mask(tree: Any) -> Any:
     check_no_count(tree)
-    known = {facts.path: facts for facts in (structure or guess(tree)).leaves()}
+    known = (structure or guess(tree)).by_path()
     arrays = jax.tree.map(lambda leaf: leaf if is_array(leaf) else None, tree)
     check_paths("The structure", known, arrays, more=True)
 

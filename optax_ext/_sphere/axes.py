@@ -15,7 +15,7 @@ from optax_ext._network.structure import Structure
 AxesOfLeaf = tuple[int, ...] | None
 Axes = Any
 """The axes that vectors run along: `axes(path, leaf)` -> tuple of ints or `None`, a tree of such values, one tuple for
-all leaves, or a `Structure`."""
+all leaves of two or more axes (biases and norms have one; a tree that is one array may have, too), or a `Structure`."""
 
 
 def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
@@ -23,7 +23,7 @@ def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
-      values, one tuple for all leaves, or a `Structure`.
+      values, one tuple for all leaves of two or more axes, or a `Structure`.
     vectors: Whether to show the vectors, or all other leaves.
 
   Returns:
@@ -52,7 +52,7 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   if isinstance(axes, Structure):
     given = _of_structure(axes)
   elif axes is None or _is_tuple_of_ints(axes):
-    given = lambda path, leaf: axes
+    given = lambda path, leaf: axes if jnp.ndim(leaf) > 1 or path == "" else None
   elif callable(axes) and jax.tree_util.all_leaves([axes]):  # a tree can be a module, which is callable too
     given = axes
   else:
@@ -81,7 +81,7 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
 
 
 def _of_structure(structure: Structure) -> Callable[[str, Any], AxesOfLeaf]:
-  known = {facts.path: facts for facts in structure.leaves()}
+  known = structure.by_path()
   contracted = _lookup({path: facts.contracting_axes for path, facts in known.items()})
 
   def given(path: str, leaf: Any) -> AxesOfLeaf:

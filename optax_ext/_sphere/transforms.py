@@ -1,8 +1,8 @@
 """ND-Adam's geometry: weight vectors of unit length, moved along the sphere, with one second moment each.
 
 A *vector* runs along the **axes** that its layer contracts: the input weights of one hidden unit. Axes are given as a
-function of a leaf's path and the leaf, as a tree like the parameters, as one tuple for all leaves, or as a `Structure`.
-`None` puts a leaf among the scalars, which every function here leaves as they are.
+function of a leaf's path and the leaf, as a tree like the parameters, as one tuple for all leaves of two or more axes,
+or as a `Structure`. `None` puts a leaf among the scalars, which every function here leaves as they are.
 
 Under `jax.jit` arrays are whole, however a mesh splits them, and so are the sums over vectors. Inside `jax.shard_map` a
 function sees one device's part: where a mesh axis splits the axes of vectors, its `axis_name` says over which devices
@@ -37,7 +37,7 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
-      values, one tuple for all leaves, or a `Structure`.
+      values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
@@ -81,7 +81,7 @@ def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
-      values, one tuple for all leaves, or a `Structure`.
+      values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 
@@ -123,7 +123,7 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
   Args:
     params: A tree of arrays.
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
-      values, one tuple for all leaves, or a `Structure`.
+      values, one tuple for all leaves of two or more axes, or a `Structure`.
 
   Returns:
     A tree like `params`, in the same dtypes. Zero vectors stay zero; leaves whose axes are `None` stay as they are.
@@ -167,7 +167,7 @@ def per_vector(axes: Axes, *, axis_name: AxisName = None) -> Square:
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
-      values, one tuple for all leaves, or a `Structure`.
+      values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
 

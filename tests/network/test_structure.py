@@ -528,7 +528,7 @@ def test_what_is_not_hidden_needs_no_word():
     (optax_ext.caadam(1e-3), params),
     (optax_ext.caadam(1e-3, structure=structure), one),
     (optax_ext.scale_by_structure({"Dense_0": {"kernel": 2.0, "bias": 1.0}}), one),
-    (optax_ext.nd_adam(1e-3), one),
+    (optax_ext.nd_adam(1e-3), optax_ext.normalize_vectors(one, structure)),
     (optax_ext.nd_adam(1e-3), {}),
     (optax_ext.caadam(1e-3), {"a": None}),
   ]:

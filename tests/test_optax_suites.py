@@ -178,7 +178,11 @@ def test_suites(tmp_path, monkeypatch):
   from support import cache_programs  # compiles, which the process that runs the suites must not before it has devices
 
   cache_programs(monkeypatch, tmp_path)
-  done = subprocess.run([sys.executable, "-W", "error", __file__, *PATHS], capture_output=True, text=True)
+  done = subprocess.run(
+    [sys.executable, "-W", "error", "-W", "ignore:nd_adam keeps", "-W", "ignore:nd_adam starts", __file__, *PATHS],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr + done.stdout
   results = json.loads(done.stdout)
   assert results.pop("devices") == 8

@@ -66,7 +66,8 @@ def _followed(axes: Axes, vectors: list[str]) -> str | None:
 
 def _unit_length(leaves: dict[str, Any], along: dict[str, AxesOfLeaf]) -> str | None:
   """Vectors are not of length 1."""
-  lengths = {path: _lengths(leaf, along[path]) for path, leaf in leaves.items() if along[path] and _is_at_hand(leaf)}
+  with jax.ensure_compile_time_eval():  # inside jax.jit, too, of arrays that are constants there
+    lengths = {path: _lengths(leaf, along[path]) for path, leaf in leaves.items() if along[path] and _is_at_hand(leaf)}
   lengths = {path: (float(shortest), float(longest)) for path, (shortest, longest) in lengths.items()}
   wrong = [path for path, (low, high) in lengths.items() if not 1 - TOLERANCE <= low <= high <= 1 + TOLERANCE]
   zero = [path for path, (low, _) in lengths.items() if low == 0]

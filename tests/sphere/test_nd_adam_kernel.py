@@ -190,6 +190,7 @@ def test_other_errors_of_links_after_a_kernel_stay():
 def test_other_leaves_fall_back_and_are_named():
   params = {"a": jnp.ones((32, 128)), "odd": jnp.ones((5, 128)), "wide": jnp.ones((16, 100)), "b": jnp.ones(3)}
   axes = lambda path, leaf: None if path == "b" else (0,)
+  params = optax_ext.normalize_vectors(params, axes)
   tx, plain = (optax_ext.nd_adam(1e-3, axes=axes, kernel=kernel) for kernel in ("pallas", None))
   with pytest.warns(
     UserWarning, match=r"'odd': the last two axes of its shape \(5, 128\) are not .*'wide': "

@@ -56,6 +56,7 @@ GAINS, DEBIAS, MOMENTS = (f"moments/test_{name}.py" for name in ("gains", "debia
 ROUNDING, CODES = "memory/test_rounding.py", "memory/test_quantize.py"
 STRESS, VECTORS, OPTIMIZERS = "test_stress.py", "sphere/test_vectors.py", "test_optimizers.py"
 STRUCTURE, NAMES, PATHS = "network/test_structure.py", "network/test_names.py", "common/test_paths.py"
+WIDTH, LAYER_DECAY, CONDITIONS = "network/test_width.py", "network/test_layer_decay.py", "sphere/test_conditions.py"
 READER, SHARDING, CONVERT = "network/test_reader.py", "run/test_sharding.py", "run/test_checkpoints.py"
 
 MUTANTS = {
@@ -440,6 +441,74 @@ MUTANTS = {
     "(n > 1 and n % _parts(sharding.mesh, name) == 0)",
     "n > 1",
     of(CODES, "scales_of_blocks_live_with_their_blocks[64--1-of_scale2]"),
+  ),
+  # Rules that read the network
+  "width/hidden-is-not-scaled": Mutant(
+    "_network/width.py",
+    'return 1 / of.fan_in if of.role in ("hidden", "output") else 1.0',
+    'return 1 / of.fan_in if of.role == "output" else 1.0',
+    of(WIDTH, "scales_are_those_of_the_table", "the_rule_makes_activations_flat"),
+  ),
+  "width/whole-fan-in": Mutant(
+    "_network/width.py",
+    "(leaf / math.sqrt(of.fan_in))",
+    "(leaf / of.fan_in)",
+    of(WIDTH, "rescaled_initialisations"),
+  ),
+  "width/inputs-are-outputs": Mutant(
+    "_network/width.py",
+    "if axis not in along)",
+    "if axis not in along[1:])",
+    of(WIDTH, "scales_are_those_of_the_table"),
+  ),
+  "width/tied-is-hidden": Mutant(
+    "_network/width.py",
+    'if "lookup" in facts.ways():',
+    'if "lookup" in facts.ways() and not along:',
+    of(WIDTH, "scales_are_those_of_the_table[gpt, tied]"),
+  ),
+  "coordinates/slope-upside-down": Mutant(
+    "_network/coordinate_check.py",
+    "np.polyfit(width, values, 1)",
+    "np.polyfit(values, width, 1)",
+    of(WIDTH, "slopes_of_known_powers"),
+  ),
+  "coordinates/sizes-of-one-iteration": Mutant(
+    "_network/jaxpr/record.py",
+    "{at: jnp.mean(values) for at, values",
+    "{at: values[0] for at, values",
+    of(WIDTH, "sizes_are_those_of_the_products"),
+  ),
+  "layer-decay/head-is-a-block": Mutant(
+    "_network/layer_decay.py",
+    "self.rate ** (n + 1 - i)",
+    "self.rate ** (n - i)",
+    of(LAYER_DECAY, "scales_are_those_of_the_published_recipe"),
+  ),
+  "by-path/last-expression": Mutant(
+    "_network/rules.py",
+    "for expression, factor in self.factors.items() if re.search",
+    "for expression, factor in reversed(self.factors.items()) if re.search",
+    of(STRUCTURE, "factors_by_path"),
+  ),
+  # ND-Adam's conditions
+  "conditions/longest-alone": Mutant(
+    "_sphere/conditions.py",
+    "if not 1 - TOLERANCE <= low <= high <= 1 + TOLERANCE]",
+    "if not high <= 1 + TOLERANCE]",
+    of(CONDITIONS, "one_vector_of_another_length_gets_a_word"),
+  ),
+  "conditions/biases-too": Mutant(
+    "_sphere/axes.py",
+    'given = lambda path, leaf: axes if jnp.ndim(leaf) > 1 or path == "" else None',
+    "given = lambda path, leaf: axes",
+    of(CONDITIONS, "one_tuple_for_all_makes_no_vectors_of_biases"),
+  ),
+  "conditions/all-are-normalised": Mutant(
+    "_sphere/conditions.py",
+    "loose = [path for path in vectors if not known[path].normalised]",
+    "loose = [path for path in vectors if known[path].normalised]",
+    of(CONDITIONS, "units_that_nothing_normalises_get_a_word"),
   ),
 }
 

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import optax
+import optax  # pyright: ignore[reportMissingTypeStubs]
 
 from optax_ext._common.arguments import Scalar, check_number, check_rate, is_concrete
 from optax_ext._common.dtypes import cast_updates
@@ -39,6 +39,8 @@ def exadam(
   nu_dtype: Any = None,
   log_step: bool = True,
   rounding: Stochastic | None = None,
+  rule: Any = None,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """EXAdam: cross-moment debiasing, gradient acceleration, a logarithmic step size.
 
@@ -63,6 +65,8 @@ def exadam(
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
+    structure: Facts about the network, for the rule.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
@@ -101,6 +105,7 @@ def exadam(
         rounding=rounding,
       ),
       optax.scale_by_schedule(log_step_size()) if log_step else optax.identity(),
+      *_scaled(rule, structure),
       _decay(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate),
     )
@@ -119,6 +124,8 @@ def adamnx(
   *,
   nu_dtype: Any = None,
   rounding: Stochastic | None = None,
+  rule: Any = None,
+  structure: Structure | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """AdamNX: a second-moment decay rate that tends to 1, so that Adam turns into SGD with momentum.
 
@@ -139,6 +146,8 @@ def adamnx(
     mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
+    structure: Facts about the network, for the rule.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
@@ -175,6 +184,7 @@ def adamnx(
         nu_dtype=nu_dtype,
         rounding=rounding,
       ),
+      *_scaled(rule, structure),
       _decay(weight_decay, mask),
       optax.scale_by_learning_rate(learning_rate),
     )
@@ -378,8 +388,18 @@ def nd_adam(
     nu_dtype=nu_dtype,
     rounding=rounding,
   )
-  make = lambda axes: in_one_pass(dataclasses.replace(spec, axes=axes), kernel)
+
+  def make(axes: Axes) -> optax.GradientTransformationExtraArgs:
+    return in_one_pass(dataclasses.replace(spec, axes=axes), kernel)
+
   return with_axes(make, structure if axes is None else axes)
+
+
+def _scaled(rule: Any, structure: Structure | None) -> list[optax.GradientTransformation]:
+  """The link of a rule; without one there is none, so that states have the layout that they had before."""
+  if rule is None and structure is not None:
+    raise ValueError("A structure was given without a rule, which would read it: give rule=, or leave structure out.")
+  return [] if rule is None else [scale_by_structure(rule, structure)]
 
 
 def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTransformation:

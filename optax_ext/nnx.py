@@ -1,5 +1,8 @@
 """Flax NNX layer of ND-Adam's regularised softmax. Needs Flax."""
 
+# pyright: reportUnknownMemberType=false
+# Some functions of jax and Flax have no complete types.
+
 from typing import Any
 
 import jax

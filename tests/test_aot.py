@@ -5,18 +5,22 @@
 in an environment with the extra `aot`. No TPU or GPU is needed.
 """
 
+import functools
 import importlib
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+import optax_ext
 from optax_ext._common.primitives import IN_KERNELS
 from optax_ext._memory.elementwise import Program
 
@@ -116,6 +120,107 @@ def test_counter_of_traffic(speed, target):
   assert moved(lambda x, y: x + y * y, square, square) == 3
   assert moved(lambda x: jax.lax.optimization_barrier(x + 1) * 2, square) == 4
   assert moved(lambda x: x / jnp.sum(x, 0, keepdims=True), square) == pytest.approx(3, abs=1e-2)
+
+
+def in_branch(text, number):
+  """A program that always takes one branch of its conditionals: a call in the place of each."""
+
+  def call(match):
+    one_by_one = re.findall(r"(?:false|true)_computation=%([\w.\-]+)", match[3])[::-1]  # the true one comes first
+    branches = one_by_one or re.findall(r"%([\w.\-]+)", match[3].split("branch_computations=")[1].split("}")[0])
+    return f"{match[1]} call({match[2].split(', ')[1 + number]}), to_apply=%{branches[number]}"
+
+  return re.sub(r"^(.*) conditional\((.*?)\)(.*)$", call, text, flags=re.MULTILINE)
+
+
+@pytest.fixture
+def statistics_step(speed):
+  """Compiles a donated step of four weights, whose gradients are given or of a chain of products in the program."""
+  cases, targets = speed("cases"), speed("targets")
+
+  def compiled(tx, target, trains, shardings=None, side=2048):
+    sharding = shardings or SingleDeviceSharding(targets.devices_of(target)[0])
+    on_device = functools.partial(jax.tree.map, lambda leaf, sharding: leaf.update(sharding=sharding))
+    alike = lambda tree: jax.tree.map(lambda _: sharding, tree)
+    params = cases.kernels(4, side)
+    params = on_device(params, alike(params))
+    state = jax.eval_shape(tx.init, params)
+    state = on_device(state, optax_ext.state_shardings(tx, params, sharding) if shardings else alike(state))
+
+    def loss(params, x):
+      return sum(x := jnp.tanh(x @ layer["kernel"]) for layer in params.values()).sum()
+
+    def step(params, state, data):
+      return cases.update_then_apply(tx, jax.grad(loss)(params, data) if trains else data, state, params)
+
+    data = jax.ShapeDtypeStruct((64, side), jnp.float32, sharding=sharding) if trains else params
+    return targets.compile_for(target, jax.jit(step, donate_argnums=(0, 1)).lower(params, state, data))
+
+  return compiled
+
+
+def cost_of_statistics(speed, compiled, side=2048):
+  """Bytes per parameter of a step that does not measure, and of one that does; temporaries, as parts of the weights."""
+  size, text = 4 * side**2, compiled.as_text()
+  moved = [speed("traffic").bytes_moved(in_branch(text, number)) / size for number in (0, 1)]
+  return *moved, compiled.memory_analysis().temp_size_in_bytes / (4 * size)
+
+
+STATISTICS = {
+  "adam": (optax.adam(1e-3), 68.1),
+  "adamw, cosine": (optax.adamw(optax.cosine_decay_schedule(1e-3, 1000)), 68.1),
+  "nd_adam": (optax_ext.nd_adam(1e-3), 84.4),
+  "8 bits": (optax_ext.quantize_state(optax.adam(1e-3)), 60.2),
+}
+
+
+@pytest.mark.parametrize("target", ["v5e", "H100"])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics_cost_nothing_where_they_are_not_measured(speed, statistics_step, name, target):
+  """To 1 %, of the bytes of the optimizer alone; and memory for the update of one leaf out of four."""
+  inner, limit = STATISTICS[name]
+  alone, *_ = cost_of_statistics(speed, statistics_step(inner, target, trains=False))
+  compiled = statistics_step(optax_ext.layer_statistics(inner, every=100), target, trains=False)
+  without, measuring, temporaries = cost_of_statistics(speed, compiled)
+  assert without == pytest.approx(alone, rel=0.01)
+  assert without + 20 < measuring < limit
+  assert temporaries < 0.3
+
+
+@pytest.mark.parametrize(("target", "through_memory"), [("v5e", 8), ("H100", 0)])
+def test_statistics_in_a_program_with_the_gradients(speed, statistics_step, target, through_memory):
+  """XLA copies neither parameters nor state for the branch. On TPU the gradient is now written and read."""
+  inner = optax.adam(1e-3)
+  alone, *_ = cost_of_statistics(speed, statistics_step(inner, target, trains=True))
+  compiled = statistics_step(optax_ext.layer_statistics(inner, every=100), target, trains=True)
+  without, _, temporaries = cost_of_statistics(speed, compiled)
+  assert without < 1.01 * (alone + through_memory)
+  assert temporaries < 1.4  # all gradients, one update
+
+
+@pytest.mark.parametrize("target", ["v5e", "H100"])
+@pytest.mark.parametrize(
+  ("tx", "without", "measuring"),
+  [
+    (optax_ext.layer_statistics(optax.adam(1e-3)), 52, 52),
+    (optax.chain(optax_ext.layer_statistics(every=100), optax.adam(1e-3)), 28, 52),
+    (optax.chain(optax.adam(1e-3), optax_ext.layer_statistics(every=100)), 36, 60),
+  ],
+  ids=["every step", "first link", "last link"],
+)
+def test_statistics_in_their_other_forms(speed, statistics_step, tx, without, measuring, target):
+  *moved, _ = cost_of_statistics(speed, statistics_step(tx, target, trains=False))
+  assert moved == pytest.approx([without, measuring], abs=0.1)
+
+
+def test_statistics_on_a_mesh_are_exchanged_only_where_they_are_measured(speed, statistics_step):
+  """Maxima, sums and the rest after the projection, each of all leaves in one all-reduce, and all in the branch."""
+  mesh = Mesh(np.reshape(speed("targets").devices_of("v5e"), (2, 2)), ("data", "model"))
+  tx = optax_ext.layer_statistics(optax.adam(1e-3), every=100)
+  compiled = statistics_step(tx, "v5e", trains=False, shardings=NamedSharding(mesh, PartitionSpec("data", "model")))
+  entry = compiled.as_text()[compiled.as_text().index("\nENTRY") :]
+  assert speed("traffic").collectives(compiled.as_text()) == {"all-reduce": 3}
+  assert speed("traffic").collectives(entry) == {}
 
 
 def test_kernels_compute_what_the_table_says(speed):

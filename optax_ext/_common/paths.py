@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import DictKey, KeyPath, keystr, tree_flatten_with_path
+from jax.tree_util import DictKey, keystr, tree_flatten_with_path
 
 
-def path_string(path: KeyPath) -> str:
+def path_string(path: tuple[Any, ...]) -> str:
   """The path of a leaf as one string, `"block/3/kernel"`.
 
   linen wraps its parameters in a dict with the one key `params`; that key is left out.

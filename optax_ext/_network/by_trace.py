@@ -12,8 +12,6 @@ from optax_ext._common.dtypes import is_array
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._network.by_name import guess
 from optax_ext._network.facts import LeafFacts
-from optax_ext._network.jaxpr.model import read_model
-from optax_ext._network.jaxpr.summarize import Findings
 from optax_ext._network.structure import Structure
 
 
@@ -63,6 +61,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     scale  (64,)    -       0      0            None         ()       0      elementwise@0  1.414
     2 layers deep
   """
+  from optax_ext._network.jaxpr.model import read_model  # here, as `import optax_ext` takes a third longer with it
+
   arrays = {path: leaf for path, leaf in by_path(params).items() if is_array(leaf)}
   if not arrays:
     raise ValueError(
@@ -80,7 +80,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   def facts(path: str, leaf: Any) -> LeafFacts | None:
     if path not in found:
       return None
-    what: Findings = found[path]
+    what = found[path]
     if not what.seen:
       depth = min(guessed[path].depth, max(0, num_layers - 1))
       return dataclasses.replace(guessed[path], depth=depth, uses=what.uses, note=f"{what.note}: guessed from its path")

@@ -1,12 +1,15 @@
 """Rules: from facts about the network to a step scale for every leaf."""
 
 import dataclasses
+import re
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from optax_ext._common.arguments import check_number
+from optax_ext._common.paths import warn_unmatched
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.scales import is_rule
 from optax_ext._network.structure import Structure
@@ -70,6 +73,12 @@ class Product(Multipliable):
   def scales(self, structure: Structure) -> Any:
     """S₁·S₂ of every leaf."""
     return jax.tree.map(lambda a, b: a * b, self.first.scales(structure), self.second.scales(structure))
+
+  def reasons(self, structure: Structure) -> dict[str, str]:
+    """Those of both rules, as far as they give any."""
+    both = [rule.reasons(structure) for rule in (self.first, self.second) if hasattr(rule, "reasons")]
+    paths = [facts.path for facts in structure.leaves()] if both else []
+    return {path: "; ".join(filter(None, (of.get(path) for of in both))) for path in paths}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +206,55 @@ class ByDepth(Multipliable):
       return (1 + self.gamma) ** ((deepest - (1 + depth)) / deepest) if structure.num_layers else 1.0
 
     return jax.tree.map(scale, structure.facts)
+
+
+@dataclasses.dataclass(frozen=True)
+class ByPath(Multipliable):
+  """A step scale for each group of leaves that a regular expression names; 1 for all others.
+
+      S = the factor of the first expression that is found in the leaf's path
+
+  With `LayerDecay` it gives a new head larger steps: `LayerDecay(0.75) * ByPath({"head": 10.0})`. A factor of 0 stops
+  a leaf's steps, not its weight decay: to freeze leaves, `optax.partition` saves their state, too.
+
+  Args:
+    factors: Regular expression -> factor, a number ≥ 0.
+
+  Raises:
+    TypeError, ValueError: `factors` is no such dict.
+
+  Warns:
+    UserWarning: in use, when an expression is found in no path.
+
+  Example:
+    >>> import jax.numpy as jnp
+    >>> from optax_ext import structure_from_params
+    >>> params = {name: {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)} for name in ("body", "head")}
+    >>> ByPath({"head": 10.0, "bias": 2.0}).scales(structure_from_params(params))
+    {'body': {'bias': 2.0, 'kernel': 1.0}, 'head': {'bias': 10.0, 'kernel': 10.0}}
+  """
+
+  factors: Mapping[str, Any]
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.factors, Mapping) or not all(isinstance(expression, str) for expression in self.factors):
+      raise TypeError(f"factors must be a dict from regular expressions to numbers, but was {self.factors!r}.")
+    for expression, factor in self.factors.items():
+      check_number(f"factors[{expression!r}]", factor, "[0, inf)")
+
+  def scales(self, structure: Structure) -> Any:
+    """The factor of every leaf."""
+    for expression in self.factors:
+      warn_unmatched(re.compile(expression), structure.facts)
+    return jax.tree.map(lambda facts: self._found(facts.path)[1], structure.facts)
+
+  def reasons(self, structure: Structure) -> dict[str, str]:
+    """The expression that is found in each path."""
+    return {facts.path: self._found(facts.path)[0] for facts in structure.leaves()}
+
+  def _found(self, path: str) -> tuple[str, Any]:
+    found = ((expression, factor) for expression, factor in self.factors.items() if re.search(expression, path))
+    return next(found, ("", 1.0))
 
 
 def _positions(structure: Structure) -> Any:

@@ -11,17 +11,22 @@ from optax_ext._network.facts import LeafFacts
 Scales = Mapping[str, Any] | None  # from a leaf's path
 
 
-def table(leaves: Sequence[LeafFacts], num_layers: int, scales: Scales) -> str:
-  """One line a leaf, with its scale if there are any."""
+def table(
+  leaves: Sequence[LeafFacts], num_layers: int, scales: Scales = None, reasons: Mapping[str, str] | None = None
+) -> str:
+  """One line a leaf, with its scale and the reason for the scale if there are any."""
   traced, noted = any(facts.uses for facts in leaves), any(facts.note for facts in leaves)
   head = ["path", "shape", "layer", "depth", "connections", "contracting", "stacked"]
-  rows = [head + ["macs", "uses"] * traced + ["scale"] * (scales is not None) + ["note"] * noted]
+  rows = [
+    head + ["macs", "uses"] * traced + ["scale"] * (scales is not None) + ["reason"] * bool(reasons) + ["note"] * noted
+  ]
   for facts in leaves:
     layer = "itself" if facts.layer == facts.path else facts.layer or "-"
     row = [facts.path, facts.shape, layer, _brief(facts.depth), facts.connections]
     row += [facts.contracting_axes, facts.stacked_axes]
     row += [facts.macs, _brief_uses(facts.uses)] if traced else []
     row += [] if scales is None else [_brief(scales[facts.path])]
+    row += [reasons[facts.path]] if reasons else []
     rows.append([str(cell) for cell in row] + [facts.note] * noted)
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

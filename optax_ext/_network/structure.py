@@ -39,12 +39,15 @@ class Structure:
     return any(facts.uses for facts in self.leaves())
 
   def table(self, rule: Any = None) -> str:
-    """The facts as an aligned table, with the step scale that `rule` gives each leaf.
+    """The facts as an aligned table, with the step scale that `rule` gives each leaf, and why, if the rule says it.
 
     Raises:
       TypeError, ValueError: `rule` is no rule, or a tree of numbers with other paths.
     """
-    return table(self.leaves(), self.num_layers, None if rule is None else self._scales(rule))
+    if rule is None:
+      return table(self.leaves(), self.num_layers)
+    reasons = rule.reasons(self) if hasattr(rule, "reasons") else {}
+    return table(self.leaves(), self.num_layers, self._scales(rule), reasons)
 
   def __str__(self) -> str:
     return self.table()

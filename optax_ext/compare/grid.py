@@ -21,7 +21,7 @@ class Range:
   high: float
   kind: str = "log"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     fits = {"linear": True, "log": self.low > 0, "complement": self.high < 1}
     if self.kind not in fits:
       raise ValueError(f"kind must be one of {', '.join(fits)}, but was {self.kind!r}.")

@@ -26,7 +26,7 @@ class EarlyStopping:
   min_delta: float = 0.0
   start: int = 0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_whole("patience", self.patience, 1)
     check_whole("start", self.start, 0)
     _check_between("min_delta", self.min_delta, 0, math.inf)
@@ -52,7 +52,7 @@ class ReduceOnPlateau:
   min_rate: float = 0.0
   min_scale: float = 0.0
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_whole("patience", self.patience, 1)
     check_whole("cooldown", self.cooldown, 0)
     for name, high in [("factor", 1), ("min_delta", math.inf), ("min_rate", math.inf), ("min_scale", 1)]:
@@ -83,7 +83,7 @@ class Protocol:
   plateau: ReduceOnPlateau | None = None
   report: str = "best"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     check_whole("steps", self.steps, 1)
     check_whole("evaluate_every", self.evaluate_every, 1)
     _check_between("warmup", self.warmup, 0, 1)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_ext
-from optax_ext import Additive, ByDepth, LeafFacts, Multiplicative, Structure
+from optax_ext import Additive, ByDepth, ByPath, LeafFacts, Multiplicative, Structure
 
 RULES = [Additive(), Multiplicative(), Multiplicative(signed=True), ByDepth()]
 
@@ -472,6 +472,37 @@ def test_facts_of_other_groups_are_not_equal():
   one = facts_like("w", (2, 2), (0,))
   assert one.groups == 1
   assert one != dataclasses.replace(one, groups=2)
+
+
+# factors by path
+
+
+def test_factors_by_path():
+  """The first expression that is found counts, and rules multiply."""
+  structure = optax_ext.structure_from_params(mlp(4, 5, 3))
+  rule = ByPath({"Dense_1": 10.0, "kernel|nothing": 0.5})
+  want = {"Dense_0": {"kernel": 0.5, "bias": 1.0}, "Dense_1": {"kernel": 10.0, "bias": 10.0}}
+  assert rule.scales(structure) == want
+  assert ByPath({"kernel": 0.5, "Dense_1": 10.0}).scales(structure)["Dense_1"] == {"kernel": 0.5, "bias": 10.0}
+  both = (ByDepth() * rule).scales(structure)
+  assert both == jax.tree.map(lambda a, b: a * b, ByDepth().scales(structure), want)
+  assert "Dense_1" in structure.table(rule).splitlines()[-2].split("  ")[-1]
+  params = mlp(4, 5, 3)
+  tx = optax_ext.adamnx(0.1, weight_decay=0.0, rule=ByPath({"bias": 0.0}))
+  updates = tx.update(params, tx.init(params), params)[0]
+  np.testing.assert_array_equal(updates["Dense_0"]["bias"], 0)
+  np.testing.assert_allclose(updates["Dense_0"]["kernel"], -0.1, rtol=1e-5)
+
+
+def test_wrong_factors_by_path():
+  with pytest.raises(
+    TypeError, match=r"factors must be a dict from regular expressions to numbers, but was \['head'\]"
+  ):
+    ByPath(["head"])
+  with pytest.raises(ValueError, match=r"factors\['head'\] must be .* but was -1"):
+    ByPath({"head": -1})
+  with pytest.warns(UserWarning, match="'haed' is found in no path"):
+    ByPath({"haed": 2.0}).scales(optax_ext.structure_from_params(mlp(4, 5, 3)))
 
 
 # what wrappers hide

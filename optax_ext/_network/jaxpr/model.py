@@ -31,6 +31,30 @@ def read_model(
   Raises:
     ValueError: `apply_fn` computes gradients.
   """
+  closed, reader = _read(apply_fn, params, inputs)
+  last = max((node.depth for node in reader.nodes), default=-1)
+  variables = closed.jaxpr.invars[: len(reader.shapes)]
+  trained = [jax.numpy.issubdtype(var.aval.dtype, np.inexact) for var in variables]
+  return summarize(paths, reader.shapes, trained, reader.uses), last + 1
+
+
+def read_products(
+  apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any], paths: Sequence[str]
+) -> tuple[Any, dict[tuple[int, ...], list[str]]]:
+  """The jaxpr of a model, and the equations in it that are products with parameters: where they are -> the paths.
+
+  Where an equation is: the `id` of the calls and loops around it, and its own.
+  """
+  closed, reader = _read(apply_fn, params, inputs)
+  found: dict[tuple[int, ...], list[str]] = {}
+  for use in reader.uses:
+    if use.kind == "product" and paths[use.leaf] not in found.setdefault(use.site, []):
+      found[use.site].append(paths[use.leaf])
+  return closed, found
+
+
+def _read(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> tuple[Any, Reader]:
+  """The jaxpr of a model, and a reader that has read it."""
   closed, shapes = _trace(apply_fn, params, inputs)
   reader = Reader(RULES, shapes)
   arguments: list[Value] = [
@@ -40,9 +64,7 @@ def read_model(
   for var in closed.jaxpr.invars[len(shapes) :]:
     arguments.append(UNKNOWN if _is_key(var) else Active(0, unknown_source(var.aval.shape)))
   reader.read(program_of(closed), arguments)
-  last = max((node.depth for node in reader.nodes), default=-1)
-  trained = [jax.numpy.issubdtype(var.aval.dtype, np.inexact) for var in closed.jaxpr.invars[: len(shapes)]]
-  return summarize(paths, shapes, trained, reader.uses), last + 1
+  return closed, reader
 
 
 def _trace(apply_fn: Callable[..., Any], params: Any, inputs: Sequence[Any]) -> tuple[Any, list[tuple[int, ...]]]:

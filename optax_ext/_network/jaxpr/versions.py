@@ -4,6 +4,7 @@
     the constants of a program       ClosedJaxpr beside Jaxpr    one Jaxpr, which may hold them
     the operands of a scan           num_consts, num_carry       ft_in: three trees
     a primitive defined by a class   –                           call_hi_primitive, with the method `expand`
+    what a primitive is bound with   functions and parameters    parameters (since 0.10)
 
 The answers come from what an equation has, never from a version's number. A loop in a form that no version up to now
 has raises `UnknownFormError`.
@@ -61,6 +62,15 @@ def scan_form(eqn: Any) -> Loop:
   if "num_consts" in params and "num_carry" in params:
     return Loop(program_of(params["jaxpr"]), params["num_consts"], params["num_carry"])
   raise UnknownFormError(f"a scan with the parameters {', '.join(params)}")
+
+
+def run(eqn: Any, operands: Sequence[Any]) -> Sequence[Any]:
+  """The results of an equation."""
+  found = eqn.primitive.get_bind_params(eqn.params)
+  functions, params = found if isinstance(found, tuple) else ((), found)
+  with eqn.ctx.manager:
+    results = eqn.primitive.bind(*functions, *operands, **params)
+  return results if eqn.primitive.multiple_results else [results]
 
 
 def _types(variables: Sequence[Any]) -> list[Any]:

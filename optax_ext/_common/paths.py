@@ -36,10 +36,10 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
 
   So one leaf has one name, boxed when an optimizer is initialised and unboxed when it is updated.
   """
-  stop = _is_box if is_leaf is None else lambda node: is_leaf(node) or _is_box(node)
+  stop = is_box if is_leaf is None else lambda node: is_leaf(node) or is_box(node)
   leaves: list[tuple[str, Any]] = []
   for path, node in tree_flatten_with_path(tree, stop)[0]:
-    if _is_box(node) and not (is_leaf and is_leaf(node)):
+    if is_box(node) and not (is_leaf and is_leaf(node)):
       inside = tree_flatten_with_path(node, is_leaf)[0]
       leaves += [(path_string((*path, *below[1:])), leaf) for below, leaf in inside]
     else:
@@ -47,7 +47,7 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
   return leaves
 
 
-def _is_box(node: Any) -> bool:
+def is_box(node: Any) -> bool:
   return _boxes(type(node))
 
 

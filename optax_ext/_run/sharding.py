@@ -59,6 +59,7 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
   def sharding_of(leaf: Any, param: Any, sharding: Any) -> Any:
     if isinstance(leaf, optax.MaskedNode):
       return leaf
+    (param,), (sharding,) = jax.tree.leaves(param), jax.tree.leaves(sharding)  # out of Flax's boxes
     if leaf.shape == param.shape:
       return sharding
     spec = PartitionSpec()

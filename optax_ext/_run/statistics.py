@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import tree_map_with_path
 
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, real_dtype, store
-from optax_ext._common.paths import _is_box, by_path, check_paths, listed, map_with_paths, named_leaves, path_string
+from optax_ext._common.paths import is_box, by_path, check_paths, listed, map_with_paths, named_leaves, path_string
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._network.facts import check_shape
 from optax_ext._network.structure import Structure, check_structure
@@ -130,7 +130,7 @@ def layer_statistics(
       return jnp.zeros((*(jnp.shape(param)[axis] for axis in scanned_axes(name)), len(NAMES)), jnp.float32)
 
     # Not in the boxes of Flax, whose metadata would split the numbers as a mesh splits the parameter
-    statistics = tree_map_with_path(zeros, params, is_leaf=_is_box)
+    statistics = tree_map_with_path(zeros, params, is_leaf=is_box)
     return LayerStatisticsState(jnp.zeros([], jnp.int32), watched.init(params), statistics)
 
   def scanned_axes(path: str) -> tuple[int, ...]:

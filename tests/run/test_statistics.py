@@ -464,6 +464,10 @@ def test_boxed_parameters_of_linen():
   boxed = dense.init(jax.random.key(0), jnp.ones((2, 4)))
   tx = layer_statistics(optax.sgd(0.1), every=2, structure=optax_ext.structure_from_params(boxed))
   assert read_statistics(tx.update(boxed, tx.init(boxed), boxed)[1]).keys() == {"bias", "kernel"}
+  mesh = jax.make_mesh((2, 3), ("x", "y"), (jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:6])
+  of_state = optax_ext.state_shardings(tx, boxed, nn.get_sharding(boxed, mesh))
+  state = jax.jit(tx.init, out_shardings=of_state)(boxed)
+  assert all(leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.statistics))
 
 
 # reading, and what is refused
@@ -497,6 +501,8 @@ def test_what_is_refused():
     tx.update(PARAMS, tx.init(PARAMS))
   with pytest.raises(TypeError, match=r"^Parameter 'w' has dtype int32, but only arrays of floating"):
     tx.init({"w": jnp.arange(3)})
+  with pytest.raises(ValueError, match=r"^Several leaves of the tree have the same path: 'a/b'"):
+    tx.init({"a/b": jnp.ones(1), "a": {"b": jnp.ones(1)}})
   structure = optax_ext.structure_from_params({"w": jnp.ones((3, 2))})
   with pytest.raises(ValueError, match=r"^The structure does not match the parameters: it has nothing for 'v'\.$"):
     layer_statistics(structure=structure).init({"v": jnp.ones(3)})

@@ -12,7 +12,7 @@ import optax
 from jax.tree_util import tree_map_with_path
 
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, real_dtype, store
-from optax_ext._common.paths import is_box, by_path, check_paths, listed, map_with_paths, named_leaves, path_string
+from optax_ext._common.paths import by_path, check_paths, is_box, listed, map_with_paths, named_leaves, path_string
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._network.facts import check_shape
 from optax_ext._network.structure import Structure, check_structure

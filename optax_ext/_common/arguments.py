@@ -6,6 +6,7 @@ the program (`optax.inject_hyperparams` turns every number into one).
 
 import math
 import numbers
+import re
 from typing import Any, TypeGuard
 
 import jax
@@ -66,3 +67,11 @@ def check_dtype(name: str, value: Any, kind: Any = jnp.floating) -> None:
     known = False
   if not known:
     raise TypeError(f"{name} must be a floating-point dtype, such as jnp.bfloat16, or None, but was {value!r}.")
+
+
+def check_expression(name: str, expression: str) -> None:
+  """Raises `ValueError` unless a string is a regular expression."""
+  try:
+    re.compile(expression)
+  except re.error as error:
+    raise ValueError(f"{name} must be a regular expression, but {expression!r} is none: {error}.") from error

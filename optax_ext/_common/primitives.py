@@ -42,6 +42,13 @@ IN_KERNELS = _names(
   logistic lt max min mul ne neg not or round rsqrt select_n sign sqrt square stop_gradient sub tanh xor
   """
 )
+# What makes of twice a value something else than a multiple of what it makes of the value.
+CURVED = _names(
+  """
+  acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e ceil clamp cos cosh cumlogsumexp digamma erf erf_inv erfc
+  exp exp2 expm1 floor lgamma log log1p log2 logistic one_minus_square polynomial round sin sinh tan tanh
+  """
+)
 # Noise, which is no input of a network.
 RANDOM = _names(
   """

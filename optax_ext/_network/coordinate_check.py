@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,8 +12,8 @@ import numpy as np
 import optax
 
 from optax_ext._common.arguments import check_number
-from optax_ext._common.dtypes import is_array
-from optax_ext._common.paths import by_path
+from optax_ext._common.dtypes import is_array, is_numeric
+from optax_ext._common.paths import by_path, listed
 from optax_ext._network.by_trace import structure_from_model
 from optax_ext._network.structure import Structure
 
@@ -62,6 +63,8 @@ class CoordinateCheck:
 
   def verdict(self) -> str:
     """One sentence."""
+    if broken := [name for name, sizes in self.sizes.items() if not np.all(np.isfinite(sizes))]:
+      return f"{len(broken)} of {len(self.sizes)} products are not finite ({', '.join(broken[:3])}): take a lower rate."
     parts = [
       f"{len(names)} of {len(self.sizes)} products {verb} with width ({', '.join(names[:3])}{' …' * (len(names) > 3)})"
       for names, verb in ((self.growing, "grow"), (self.shrinking, "shrink"))
@@ -147,10 +150,15 @@ def coordinate_check(
   """
   if len(widths) < 2 or any(after <= before for before, after in itertools.pairwise(widths)):
     raise ValueError(f"widths must be two or more, in rising order, but were {list(widths)}.")
-  if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+  if not (callable(optimizer) or isinstance(optimizer, optax.GradientTransformation)):
+    raise TypeError(
+      "optimizer must be an optax transformation, or a function of a structure that returns one, but was "
+      f"{optimizer!r}."
+    )
+  if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
     raise ValueError(f"steps must be a positive int, but was {steps!r}.")
   check_number("tolerance", tolerance, "[0, inf)")
-  found = [_sizes(*build(width), optimizer, tuple(batch), steps) for width in widths]
+  found = [_sizes(*_built(build, width), optimizer, _arrays(batch), steps) for width in widths]
   for width, sizes in zip(widths, found, strict=True):
     if sizes.keys() != found[0].keys():
       raise ValueError(
@@ -158,6 +166,24 @@ def coordinate_check(
         f"{', '.join(found[0])}: change nothing but the width."
       )
   return CoordinateCheck(tuple(widths), {name: np.stack([of[name] for of in found]) for name in found[0]}, tolerance)
+
+
+def _built(build: Any, width: int) -> tuple[Any, Any]:
+  made = build(width)
+  if not (isinstance(made, tuple) and len(made) == 2 and callable(made[0])):
+    raise TypeError(f"build(width) must return a function and its parameters, (loss, params), but returned {made!r}.")
+  if odd := [path for path, leaf in by_path(made[1]).items() if not is_numeric(leaf)]:
+    raise TypeError(f"The params of build(width) must be arrays, but {listed(odd)} are none: filter them out.")
+  return made
+
+
+def _arrays(batch: Any) -> tuple[Any, ...]:
+  """The batch, which the loss takes as arrays alone."""
+  if not isinstance(batch, tuple | list):
+    raise TypeError(f"batch must be a tuple of what loss takes after the parameters, but was a {type(batch).__name__}.")
+  if odd := [leaf for leaf in jax.tree.leaves(batch) if not is_numeric(leaf) or isinstance(leaf, bool)]:
+    raise TypeError(f"batch must hold arrays and numbers, but has {odd[0]!r}: close over it in loss.")
+  return tuple(batch)
 
 
 def _sizes(
@@ -175,6 +201,8 @@ def _sizes(
   closed, products = read_products(loss, params, batch, paths)
   program = program_of(closed)
   names = _names(program, products)
+  if not names:
+    raise ValueError("loss has no product outside of cond and while_loop: there is nothing to measure.")
 
   @jax.jit
   def measured(params: Any, batch: Any) -> jax.Array:

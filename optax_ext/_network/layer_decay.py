@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optax_ext._common.arguments import check_number
+from optax_ext._common.arguments import check_expression, check_number
 from optax_ext._common.paths import listed
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.rules import Multipliable
@@ -32,9 +32,9 @@ class LayerDecay(Multipliable):
     the heads of several tasks do, and are no blocks.
   - *By scan*: each iteration over stacked layers is a block. S is an array along the scanned axes.
 
-  Blocks are ordered by their last products, an encoder's before a decoder's. Look at them before training, with
-  `print(structure.table(rule))`: two equal layers in a head, for example, are taken for blocks. Name the blocks with
-  `blocks` if others are meant.
+  A leaf between two blocks belongs to the block before it. Blocks are ordered by their last products, an encoder's
+  before a decoder's. Look at them before training, with `print(structure.table(rule))`: two equal layers in a head, for
+  example, are taken for blocks. Name the blocks with `blocks` if others are meant.
 
   BEiT and MAE scale weight decay, too: put the rule after the decay, as in `optax.chain(optax.adamw(1e-3),
   scale_by_structure(LayerDecay(0.75), structure))`. `caadam` leaves its weight decay unscaled.
@@ -79,6 +79,8 @@ class LayerDecay(Multipliable):
     check_number("rate", self.rate, "(0, 1]")
     if not (self.blocks is None or isinstance(self.blocks, str)):
       raise TypeError(f"blocks must be a regular expression, as a string, or None, but was {self.blocks!r}.")
+    if self.blocks is not None:
+      check_expression("blocks", self.blocks)
 
   def scales(self, structure: Structure) -> Any:
     """Numbers, and arrays along the scanned axes of stacked layers."""
@@ -122,7 +124,8 @@ def block_numbers(structure: Structure, blocks: str | None = None) -> tuple[dict
       products[block_of[facts.path]].append(facts.depth)
   if not products:
     raise ValueError(
-      "LayerDecay finds no blocks, neither modules whose paths differ in one number alone nor layers in a scan: name "
+      "LayerDecay finds no blocks, neither layers in a scan nor modules whose paths differ in one number alone and "
+      "that share a weight of one shape: name "
       'them by a regular expression, as blocks=r"stages/\\d+/blocks/\\d+".'
     )
   last = {block: np.maximum.reduce(depths) for block, depths in products.items()}

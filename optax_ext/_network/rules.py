@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from optax_ext._common.arguments import check_number
+from optax_ext._common.arguments import check_expression, check_number
 from optax_ext._common.paths import warn_unmatched
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.scales import is_rule
@@ -241,6 +241,7 @@ class ByPath(Multipliable):
       raise TypeError(f"factors must be a dict from regular expressions to numbers, but was {self.factors!r}.")
     for expression, factor in self.factors.items():
       check_number(f"factors[{expression!r}]", factor, "[0, inf)")
+      check_expression("factors", expression)
 
   def scales(self, structure: Structure) -> Any:
     """The factor of every leaf."""

@@ -16,8 +16,8 @@ def check_rule(rule: Any) -> None:
   )
   if not is_rule(rule) and not (leaves and numbers):
     raise TypeError(
-      "rule must be Additive(), Multiplicative(), ByDepth(), a product of rules, or a tree of numbers like the "
-      f"parameters, but was {rule!r}."
+      "rule must be a rule, such as ByDepth() or any object with a method scales(structure), or a tree of numbers like "
+      f"the parameters, but was {rule!r}."
     )
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -76,7 +77,12 @@ class Structure:
     """The axes of ND-Adam's vectors: of the layers of which each unit is followed by a normaliser of its own.
 
     There the length of a unit's weight vector has no effect, which is what ND-Adam rests on. All other leaves are left
-    to Adam: the output, embeddings, attention, factors of a low-rank adapter, biases. Needs a traced structure.
+    to Adam: the output, embeddings, attention, biases, and layers whose weight is computed from several leaves, as with
+    a low-rank adapter. Needs a traced structure, of the model in training mode or with its running averages among the
+    parameters.
+
+    A skip connection around the normaliser is not noticed: there the length has an effect, and the leaf is named all
+    the same. Look at the attribute `normalised` of the facts before training.
 
     Returns:
       A function `axes(path, leaf)`, for `nd_adam`, `normalize_vectors` and all that takes axes.
@@ -98,6 +104,7 @@ class Structure:
       >>> tx, params = nd_adam(1e-3, axes=axes), normalize_vectors(params, axes)
     """
     known = self.by_path()
+    parts = Counter(facts.layer for facts in known.values() if facts.contracting_axes is not None)
     if not self.traced():
       raise ValueError(
         "normalised_axes needs a structure from structure_from_model: names and shapes do not say which layers a "
@@ -106,10 +113,13 @@ class Structure:
 
     def axes(path: str, leaf: Any) -> tuple[int, ...] | None:
       if path not in known:
-        raise ValueError(f"The structure has nothing for leaf {path!r}: trace the model with the parameters in use.")
+        raise ValueError(
+          f"The structure has nothing for leaf {path!r}: trace the model with the parameters in use, and take the "
+          "optimizer out of optax.flatten."
+        )
       facts = known[path]
       check_shape(facts, leaf)
-      return facts.contracting_axes if facts.normalised and facts.layer == path else None
+      return facts.contracting_axes if facts.normalised and parts[facts.layer] == 1 else None
 
     return axes
 

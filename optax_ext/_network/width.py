@@ -27,9 +27,15 @@ class MaximalUpdate(Multipliable):
   training: `print(structure.table(rule))` tells the reason for each.
 
   The rule is one half of the parametrisation. The other half is the initialisation of the output layer, which
-  `rescale_init` does once. Two things are the model's: attention logits with 1/d in place of 1/√d where the width of a
-  head grows, and a tied embedding, whose logits are to be divided by r_in. `coordinate_check` shows whether all is
-  right.
+  `rescale_init` does once, for weights whose standard initialisation has the variance 1/fan-in. What remains is the
+  model's:
+
+  - Attention logits are to have 1/d in place of 1/√d where the width of a head grows.
+  - A weight that is used again, the other way round, has the S of its first use: divide the second product, such as a
+    tied embedding's logits, by r_in.
+  - A factor before a product (equalised learning rates) is not looked at.
+
+  `coordinate_check` shows whether all is right.
 
   Weight decay stays α·λ for every leaf, so that the decay in a step is independent of width. `nd_adam` turns its unit
   vectors by an angle that is independent of width: they need no rule.
@@ -145,7 +151,7 @@ class Growth:
   Attributes:
     role: `"hidden"` for a weight that grows along inputs and outputs, `"output"` along inputs alone, `"input"` not
       along inputs; `"lookup"` for an embedding, `"tied"` for one that is the output's weight, too; `"other"` for a bias
-      or a norm.
+      or a norm; `"unknown"` for a weight whose axes could not be read.
     fan_in: r_in; 1 for what is no weight.
     fan_out: r_out, of all axes that are not contracted (stacked ones have not grown); of an embedding, of all its axes.
   """
@@ -160,6 +166,8 @@ class Growth:
       return f"{self.role}: fan-in × {self.fan_in:.4g}"
     if self.role == "tied":
       return f"tied: divide the logits by {self.fan_in:.4g}"
+    if self.role == "unknown":
+      return "its axes are not known: not scaled"
     return self.role
 
 
@@ -212,8 +220,8 @@ def _growth(facts: LeafFacts, base: LeafFacts) -> Growth:
   fan_out = math.prod(r for axis, r in enumerate(ratio) if axis not in along)
   if "lookup" in facts.ways():
     return Growth("tied" if along else "lookup", fan_in, math.prod(ratio))
-  if facts.layer != facts.path:
-    return Growth("other", 1.0, fan_out)
+  if not along:
+    return Growth("unknown" if facts.layer == facts.path else "other", 1.0, fan_out)
   if fan_in == 1:
     return Growth("input", 1.0, fan_out)
   return Growth("output" if fan_out == 1 else "hidden", fan_in, fan_out)

@@ -33,8 +33,10 @@ def warn_of_conditions(params: Any, axes: Axes) -> None:
 def _none(params: Any) -> str:
   """There are no vectors at all."""
   return (
-    f"nd_adam sees no weight vector among {described(params)}, so that it steps all of them as Adam does: give it "
-    "axes= or structure=, take it out of optax.flatten, and let optax.masked or optax.partition show it weights."
+    f"nd_adam sees no weight vector among {described(params)}, so that it steps all of them as Adam does. Either axes "
+    "gives None for each, as normalised_axes() does where no normaliser follows a unit: choose vectors by a function "
+    "axes(path, leaf). Or wrappers hide the weights: take it out of optax.flatten, and let optax.masked or "
+    "optax.partition show it weights."
   )
 
 
@@ -67,21 +69,23 @@ def _followed(axes: Axes, vectors: list[str]) -> str | None:
 def _unit_length(leaves: dict[str, Any], along: dict[str, AxesOfLeaf]) -> str | None:
   """Vectors are not of length 1."""
   with jax.ensure_compile_time_eval():  # inside jax.jit, too, of arrays that are constants there
-    lengths = {path: _lengths(leaf, along[path]) for path, leaf in leaves.items() if along[path] and _is_at_hand(leaf)}
-  lengths = {path: (float(shortest), float(longest)) for path, (shortest, longest) in lengths.items()}
-  wrong = [path for path, (low, high) in lengths.items() if not 1 - TOLERANCE <= low <= high <= 1 + TOLERANCE]
-  zero = [path for path, (low, _) in lengths.items() if low == 0]
-  if not wrong:
-    return None
-  low, high = lengths[wrong[0]]
-  return (
-    f"nd_adam starts from vectors whose length is not 1, in {listed(wrong)} ({wrong[0]!r} has lengths from {low:.3g} "
-    f"to {high:.3g}), and its first step makes it 1: start from normalize_vectors(params, axes)."
-  ) + (
-    f" Vectors of length 0, in {listed(zero)}, jump to 1 with their first gradient: give them the axes None."
-    if zero
-    else ""
-  )
+    found = {path: _lengths(leaf, along[path]) for path, leaf in leaves.items() if along[path] and _is_at_hand(leaf)}
+  lengths = {path: tuple(map(float, of)) for path, of in found.items()}
+  wrong = [path for path, (_, low, high) in lengths.items() if not 1 - TOLERANCE <= low <= high <= 1 + TOLERANCE]
+  zero = [path for path, (least, _, _) in lengths.items() if least == 0]
+  parts = []
+  if wrong:
+    _, low, high = lengths[wrong[0]]
+    parts.append(
+      f"nd_adam starts from vectors whose length is not 1, in {listed(wrong)} ({wrong[0]!r} has lengths from {low:.3g} "
+      f"to {high:.3g}), and its first step makes it 1: start from normalize_vectors(params, axes)."
+    )
+  if zero:
+    parts.append(
+      f"nd_adam starts from vectors of length 0, in {listed(zero)}, which jump to 1 with their first gradient: give "
+      "them the axes None."
+    )
+  return " ".join(parts) or None
 
 
 def _is_at_hand(leaf: Any) -> bool:
@@ -91,7 +95,9 @@ def _is_at_hand(leaf: Any) -> bool:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _lengths(leaf: Any, along: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
-  """The shortest and the longest length."""
+def _lengths(leaf: Any, along: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The shortest length, and the shortest and the longest of those that are not 0, or 1 where all are."""
   lengths = jnp.sqrt(jnp.sum(abs_sq(jnp.asarray(leaf, arithmetic_dtype(leaf))), along))
-  return jnp.min(lengths), jnp.max(lengths)
+  others = jnp.where(lengths == 0, jnp.nan, lengths)
+  ends = jnp.nanmin(others), jnp.nanmax(others)
+  return jnp.min(lengths), *(jnp.where(jnp.any(lengths > 0), end, 1) for end in ends)

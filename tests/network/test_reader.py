@@ -904,7 +904,11 @@ def test_tied_weights_of_an_autoencoder_are_no_derivative():
     (lambda y, p: (y - y.mean()) / jnp.sqrt(y.var()), False),
     (lambda y, p: y * p["scale"], False),
     (lambda y, p: y - y.mean(0), False),
-    (lambda y, p: jnp.tanh(y) / jnp.sqrt(y.var(0)), True),
+    (lambda y, p: jnp.tanh(y) / jnp.sqrt(y.var(0)), False),  # tanh of twice as much is not twice as much
+    (lambda y, p: norm(jnp.tanh(y)), False),
+    (lambda y, p: norm(jax.nn.gelu(y)), False),
+    (lambda y, p: norm(jax.nn.silu(y)), False),
+    (lambda y, p: norm(jax.nn.relu(2 * y)), True),
     (lambda y, p: y / y.var(0), False),  # what is left depends on the vector's length
     (lambda y, p: y * jnp.sqrt(y.var(0)), False),
   ],
@@ -934,15 +938,18 @@ def norm(y):
 
 
 def test_vectors_of_the_layers_that_a_normaliser_follows():
-  """A low-rank adapter inside the weight has no vectors of its own, though its product is normalised."""
-  apply = lambda p, x: norm(x @ (p["w"] + p["a"] @ p["b"])) @ p["out"]
+  """With a low-rank adapter inside the weight no leaf's length is free, though the product is normalised."""
   params = tree(w=(4, 6), a=(4, 1), b=(1, 6), out=(6, 2))
-  axes = structure_from_model(apply, params, X).normalised_axes()
-  assert {name: axes(name, leaf) for name, leaf in params.items()} == {"w": (0,), "a": None, "b": None, "out": None}
+  adapted = lambda p, x: norm(x @ (p["w"] + p["a"] @ p["b"])) @ p["out"]
+  axes = structure_from_model(adapted, params, X).normalised_axes()
+  assert {name: axes(name, leaf) for name, leaf in params.items()} == dict.fromkeys(params)
+  params = tree(w=(4, 6), out=(6, 2))
+  axes = structure_from_model(lambda p, x: norm(x @ p["w"]) @ p["out"], params, X).normalised_axes()
+  assert {name: axes(name, leaf) for name, leaf in params.items()} == {"w": (0,), "out": None}
   with pytest.raises(ValueError, match="nothing for leaf 'v'"):
     axes("v", params["w"])
   with pytest.raises(ValueError, match="'w'"):
-    axes("w", params["a"])
+    axes("w", params["out"])
   with pytest.raises(ValueError, match=r"^normalised_axes needs a structure from structure_from_model"):
     structure_from_params(params).normalised_axes()
 

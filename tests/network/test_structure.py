@@ -546,7 +546,7 @@ def test_vectors_that_are_hidden_get_a_word_once(wrap, seen):
     state, told = warned(lambda tx=tx: tx.init(params))
     assert len(told) == 1
     assert re.match(
-      rf"nd_adam sees no weight vector {seen}.* give it axes= or structure=", told[0].replace("among", "in")
+      rf"nd_adam sees no weight vector {seen}.* Or wrappers hide the weights: ", told[0].replace("among", "in")
     )
     assert not warned(lambda tx=tx, state=state: jax.jit(tx.update)(params, state, params))[1]
 

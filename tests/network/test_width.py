@@ -158,6 +158,41 @@ def test_scales_are_those_of_the_table(build, roles):
   assert set(named(MaximalUpdate(base).scales(base)).values()) == {1}
 
 
+PARTS = {
+  "concatenated": lambda p, x: jnp.tanh(x @ p["a"]) @ jnp.concatenate([p["q"], p["k"]], 1),
+  "stacked": lambda p, x: jnp.einsum("bi,kio->kbo", jnp.tanh(x @ p["a"]), jnp.stack([p["q"], p["k"]])),
+  "added": lambda p, x: jnp.tanh(x @ p["a"]) @ (p["q"] + p["k"]),
+  "multiplied": lambda p, x: jnp.tanh(x @ p["a"]) @ (p["q"] * p["k"]),
+}
+
+
+@pytest.mark.parametrize("apply", PARTS.values(), ids=PARTS)
+def test_every_part_of_a_weight_has_the_scale(apply):
+  """Rates and initialisations of a layer whose weight is computed from several leaves."""
+  x = jax.ShapeDtypeStruct((2, 5), F32)
+  for outputs, role in ((None, "hidden"), (3, "output")):
+    shapes = lambda width, n=outputs: shaped(a=(5, width), q=(width, n or width), k=(width, n or width))
+    base, wide = (structure_from_model(apply, shapes(width), x) for width in (BASE, WIDTH))
+    rule = MaximalUpdate(base)
+    assert rule.scales(wide) == {"a": 1, "q": 1 / R, "k": 1 / R}
+    assert {rule.reasons(wide)[name] for name in "qk"} == {f"{role}: fan-in × {R}"}
+    ones = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes(WIDTH))
+    for name in "qk":
+      np.testing.assert_array_equal(rescale_init(ones, wide, base)[name], R**-0.5 if role == "output" else 1)
+
+
+@pytest.mark.filterwarnings("ignore:structure_from_model could not see")
+def test_a_weight_whose_axes_are_not_known_is_named():
+  def build(width):
+    rows, columns = np.triu_indices(width)
+    apply = lambda p, x: (x @ p["a"]) @ jnp.zeros((width, width)).at[rows, columns].set(p["t"])
+    return structure_from_model(apply, shaped(a=(5, width), t=(rows.size,)), jax.ShapeDtypeStruct((2, 5), F32))
+
+  base, wide = build(4), build(8)
+  assert MaximalUpdate(base).scales(wide) == {"a": 1, "t": 1}
+  assert MaximalUpdate(base).reasons(wide)["t"] == "its axes are not known: not scaled"
+
+
 def test_rates_of_sgd():
   base, wide = structures(mlp, BASE, WIDTH)
   want = {"a": R, "b": R, "scale": R, "c": 1, "h": 1, "o": 1 / R}
@@ -384,6 +419,7 @@ def test_slopes_of_known_powers(tmp_path):
   assert (tmp_path / "check.png").stat().st_size > 5_000
   nan = optax_ext.CoordinateCheck((8, 16), {"a": np.array([[1.0], [np.nan]])}, 0.1)
   assert nan.growing == ["a"]
+  assert nan.verdict() == "1 of 1 products are not finite (a): take a lower rate."
 
 
 @pytest.mark.slow
@@ -413,3 +449,17 @@ def test_wrong_arguments_of_the_check():
   other = lambda width: build(width) if width == 8 else (loss_of(looped(8)[0]), filled(looped(width)[1]))
   with pytest.raises(ValueError, match=r"The model of width 16 has the products .*: change nothing but the width"):
     coordinate_check(other, [8, 16], optax.sgd(1.0), (X,))
+  params = filled(mlp(8)[1])
+  wrong = {
+    "optimizer must be an optax transformation, or a function": (build, None, (X,)),
+    r"build\(width\) must return a function and its parameters": (lambda width: loss, optax.sgd(1.0), (X,)),
+    "must be arrays, but 'f' are none: filter them out": (lambda width: (loss, {"f": jnp.tanh}), optax.sgd(1.0), (X,)),
+    "batch must be a tuple of what loss takes after the parameters, but was a ": (build, optax.sgd(1.0), X),
+    "batch must hold arrays and numbers, but has True: close over it": (build, optax.sgd(1.0), (X, True)),
+  }
+  for message, (built, optimizer, batch) in wrong.items():
+    with pytest.raises(TypeError, match=message):
+      coordinate_check(built, [8, 16], optimizer, batch)
+  flat = lambda width: (lambda p, x: sum(jnp.sum(leaf) for leaf in p.values()), params)
+  with pytest.raises(ValueError, match="loss has no product outside of cond and while_loop"):
+    coordinate_check(flat, [8, 16], optax.sgd(1.0), (X,))

@@ -68,7 +68,8 @@ class Source(NamedTuple):
     node: The product or lookup; `None` for an input, and for what mixes too much to say.
     layout: Of the node's result, whose axes are those of a leaf here.
     direct: Whether only shapes, casts, sums and constant factors came after, so that a parameter added is its bias.
-    alone: Whether nothing from elsewhere was added, or multiplied with it.
+    alone: Whether a multiple of the node's result would be a multiple here, too: nothing from elsewhere was added or
+      multiplied with it, and no curved function (tanh) was applied.
   """
 
   node: Node | None
@@ -218,7 +219,7 @@ def latest(actives: Sequence[Active]) -> Source:
     return np.max(value.depth), node is not None, value.source.direct, 0 if node is None else -node.order
 
   chosen = max(actives, key=rank).source
-  if any(value.source.node is not chosen.node for value in actives):
+  if any(value.source.node is not chosen.node or not value.source.alone for value in actives):
     chosen = chosen._replace(alone=False)
   dims = list(chosen.layout.dims)
   for value in actives:

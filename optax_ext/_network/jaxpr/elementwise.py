@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optax_ext._common.primitives import ELEMENTWISE, RANDOM, TRANSPARENT
+from optax_ext._common.primitives import CURVED, ELEMENTWISE, RANDOM, TRANSPARENT
 from optax_ext._network.jaxpr import axes
 from optax_ext._network.jaxpr.axes import Layout
 from optax_ext._network.jaxpr.constants import UNKNOWN
@@ -52,6 +52,8 @@ def elementwise(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   uses = [use for value in ins if type(value) is Weight for use in _note(reader, name, value, source, depth)]
   if source.direct and not _keeps_bias(name, ins):
     source = source._replace(direct=False)
+  if name in CURVED:
+    source = source._replace(alone=False)
   _normalise(name, ins)
   scaled = _scaled(name, ins, uses)
   return [Active(depth, source, None, scaled, _spread(name, ins))]

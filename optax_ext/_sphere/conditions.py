@@ -98,6 +98,5 @@ def _is_at_hand(leaf: Any) -> bool:
 def _lengths(leaf: Any, along: tuple[int, ...]) -> tuple[jax.Array, jax.Array, jax.Array]:
   """The shortest length, and the shortest and the longest of those that are not 0, or 1 where all are."""
   lengths = jnp.sqrt(jnp.sum(abs_sq(jnp.asarray(leaf, arithmetic_dtype(leaf))), along))
-  others = jnp.where(lengths == 0, jnp.nan, lengths)
-  ends = jnp.nanmin(others), jnp.nanmax(others)
-  return jnp.min(lengths), *(jnp.where(jnp.any(lengths > 0), end, 1) for end in ends)
+  others = jnp.where(lengths == 0, jnp.where(jnp.any(lengths > 0), jnp.nan, 1), lengths)
+  return jnp.min(lengths), jnp.nanmin(others), jnp.nanmax(others)

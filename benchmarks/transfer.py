@@ -208,6 +208,8 @@ def draw(pages):
         panel.plot(*zip(*curve, strict=True), marker=".", color=f"C{number}", label=f"width {width}")
       panel.set(xscale="log", yscale="log", title=f"{name}, {arm}, {kind.replace('_', ' ')}", xlabel="learning rate")
       panel.grid(alpha=0.3)
+    for panel in row[len(pages[name]["optimizers"]) :]:
+      panel.set_visible(False)
     row[0].set_ylabel("training loss")
     row[0].legend(fontsize="small")
   figure.savefig(RESULTS / "transfer.png", dpi=110)
@@ -237,7 +239,7 @@ def main():
   if options.slice:
     return print(json.dumps(losses))
   page = {
-    "command": f"python benchmarks/transfer.py {name}",
+    "command": f"python benchmarks/transfer.py {name} --optimizers {' '.join(options.optimizers)}",
     "date": datetime.date.today().isoformat(),
     "versions": f"Python {platform.python_version()}, jax {jax.__version__}, optax_ext {optax_ext.__version__}",
     "machine": f"{platform.machine()}, {os.cpu_count()} cores",

@@ -679,6 +679,7 @@ def test_recipe_linen():
   check_recipe(variables, stepped(tx, variables))
 
 
+@pytest.mark.slow
 def test_recipe_nnx():
   graph, state = nnx.split(nnx.eval_shape(lambda: NnxViT(nnx.Rngs(0), blocks=3)))
   model, images = nnx.merge(graph, ones(state)), IMAGES
@@ -695,6 +696,7 @@ def test_recipe_nnx():
   check_recipe(before, nnx.state(model, nnx.Param))
 
 
+@pytest.mark.slow
 def test_recipe_equinox():
   model, images = ones(eqx.filter_eval_shape(EquinoxViT, jax.random.key(0), blocks=3)), IMAGES
 

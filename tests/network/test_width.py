@@ -232,6 +232,7 @@ def test_rescaled_initialisations(build, roles):
     assert found[path].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_steps_scale_and_decay_does_not():
   """S scales the direction; decay is α·λ whatever the width."""
   base, wide = structures(mlp, BASE, WIDTH)

@@ -236,6 +236,7 @@ def test_a_link_of_a_chain_sees_what_flows_there(every):
 
 
 @pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.slow
 def test_a_missing_gradient_keeps_the_numbers(every):
   params = PARAMS | {"none": None}
   tx = layer_statistics(optax.sgd(0.1), every=every)
@@ -440,6 +441,7 @@ class Network(nnx.Module):
 
 
 @pytest.mark.parametrize("on_mesh", [False, True])
+@pytest.mark.slow
 def test_nnx_optimizer(on_mesh):
   mesh = jax.make_mesh((2, 2), ("x", "y"), (AxisType.Auto, AxisType.Auto))
   with jax.set_mesh(mesh if on_mesh else jax.make_mesh((1, 1), ("x", "y"), (AxisType.Auto, AxisType.Auto))):

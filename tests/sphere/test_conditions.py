@@ -58,6 +58,7 @@ def test_one_vector_of_another_length_gets_a_word(factor, lengths):
   assert not told(optax_ext.nd_adam(1e-3, axes=AXES | {"w": None}), params)
 
 
+@pytest.mark.slow
 def test_vectors_of_length_0_jump_and_are_named():
   """A low-rank adapter's second factor starts from 0, which no normalisation helps."""
   params, axes = UNIT | {"lora_b": jnp.zeros((3, 4))}, AXES | {"lora_b": (0,)}

@@ -1,8 +1,8 @@
 """Whether a learning rate tuned on a narrow network is right for a wide one, with and without `MaximalUpdate`.
 
-    python benchmarks/transfer.py digits --out /tmp/transfer      an MLP on scikit-learn's digits, minutes
-    python benchmarks/transfer.py text --out /tmp/transfer        a GPT on tiny Shakespeare, an hour on two cores
-    python benchmarks/transfer.py report                          table and picture of the results that are there
+    python benchmarks/transfer.py digits     an MLP on scikit-learn's digits, a quarter of an hour on two cores
+    python benchmarks/transfer.py text       a GPT on tiny Shakespeare, hours; with --optimizers adam less than one
+    python benchmarks/transfer.py report     table and picture of the results that are there
 
 For each width, optimizer and parametrisation `compare` tries learning rates half an octave apart, on several seeds, and
 extends a grid that ends at its best. Judged is the training loss after a fixed number of steps with a cosine schedule,

@@ -69,8 +69,10 @@ def check_dtype(name: str, value: Any, kind: Any = jnp.floating) -> None:
     raise TypeError(f"{name} must be a floating-point dtype, such as jnp.bfloat16, or None, but was {value!r}.")
 
 
-def check_expression(name: str, expression: str) -> None:
-  """Raises `ValueError` unless a string is a regular expression."""
+def check_expression(name: str, expression: Any) -> None:
+  """Raises `TypeError` or `ValueError` unless a value is a regular expression, as a string."""
+  if not isinstance(expression, str):
+    raise TypeError(f"{name} must be a regular expression, as a string, but was {expression!r}.")
   try:
     re.compile(expression)
   except re.error as error:

@@ -61,7 +61,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     scale  (64,)    -       0      0            None         ()       0      elementwise@0  1.414
     2 layers deep
   """
-  from optax_ext._network.jaxpr.model import read_model  # here, as `import optax_ext` takes a third longer with it
+  from optax_ext._network.jaxpr.model import read_model  # here, for the time of `import optax_ext`
 
   arrays = {path: leaf for path, leaf in by_path(params).items() if is_array(leaf)}
   if not arrays:

@@ -158,7 +158,8 @@ def coordinate_check(
   if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
     raise ValueError(f"steps must be a positive int, but was {steps!r}.")
   check_number("tolerance", tolerance, "[0, inf)")
-  found = [_sizes(*_built(build, width), optimizer, _arrays(batch), steps) for width in widths]
+  arrays = _arrays(batch)
+  found = [_sizes(*_built(build, width), optimizer, arrays, steps) for width in widths]
   for width, sizes in zip(widths, found, strict=True):
     if sizes.keys() != found[0].keys():
       raise ValueError(

@@ -77,8 +77,6 @@ class LayerDecay(Multipliable):
 
   def __post_init__(self) -> None:
     check_number("rate", self.rate, "(0, 1]")
-    if not (self.blocks is None or isinstance(self.blocks, str)):
-      raise TypeError(f"blocks must be a regular expression, as a string, or None, but was {self.blocks!r}.")
     if self.blocks is not None:
       check_expression("blocks", self.blocks)
 
@@ -125,8 +123,7 @@ def block_numbers(structure: Structure, blocks: str | None = None) -> tuple[dict
   if not products:
     raise ValueError(
       "LayerDecay finds no blocks, neither layers in a scan nor modules whose paths differ in one number alone and "
-      "that share a weight of one shape: name "
-      'them by a regular expression, as blocks=r"stages/\\d+/blocks/\\d+".'
+      'that share a weight of one shape: name them by a regular expression, as blocks=r"stages/\\d+/blocks/\\d+".'
     )
   last = {block: np.maximum.reduce(depths) for block, depths in products.items()}
   ends = np.unique(np.concatenate([np.ravel(depth) for depth in last.values()]))

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import optax
 
+from optax_ext._common.arguments import check_expression
 from optax_ext._common.paths import check_paths, map_with_paths, natural_key, warn_unmatched
 from optax_ext._network.facts import LeafFacts, check_shape
 from optax_ext._network.scales import check_rule, scales_by_path
@@ -47,8 +48,9 @@ class Structure:
     """
     if rule is None:
       return table(self.leaves(), self.num_layers)
+    scales = self._scales(rule)  # first, as it checks the rule
     reasons = rule.reasons(self) if hasattr(rule, "reasons") else {}
-    return table(self.leaves(), self.num_layers, self._scales(rule), reasons)
+    return table(self.leaves(), self.num_layers, scales, reasons)
 
   def __str__(self) -> str:
     return self.table()
@@ -103,13 +105,13 @@ class Structure:
       (0,) None
       >>> tx, params = nd_adam(1e-3, axes=axes), normalize_vectors(params, axes)
     """
-    known = self.by_path()
-    parts = Counter(facts.layer for facts in known.values() if facts.contracting_axes is not None)
     if not self.traced():
       raise ValueError(
         "normalised_axes needs a structure from structure_from_model: names and shapes do not say which layers a "
         "normaliser follows."
       )
+    known = self.by_path()
+    parts = Counter(facts.layer for facts in known.values() if facts.contracting_axes is not None)
 
     def axes(path: str, leaf: Any) -> tuple[int, ...] | None:
       if path not in known:
@@ -142,7 +144,8 @@ class Structure:
 
     Raises:
       TypeError: `exclude` is neither a string nor `None`.
-      ValueError: in use, when the structure has nothing for a leaf, or another shape.
+      ValueError: `exclude` is no regular expression; in use, when the structure has nothing for a leaf, or another
+        shape.
 
     Warns:
       UserWarning: `exclude` is found in no path of the structure.
@@ -156,8 +159,8 @@ class Structure:
       {'b': None, 'w': MuonDimensionNumbers(reduction_axis=(0,), output_axis=(1,))}
       >>> tx = optax.contrib.muon(1e-3, muon_weight_dimension_numbers=structure.muon_dimension_numbers())
     """
-    if not (exclude is None or isinstance(exclude, str)):
-      raise TypeError(f"exclude must be a regular expression, as a string, or None, but was {exclude!r}.")
+    if exclude is not None:
+      check_expression("exclude", exclude)
     left_out = None if exclude is None else re.compile(exclude)
     if left_out:
       warn_unmatched(left_out, self.facts)

@@ -69,7 +69,7 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
     seen = updates if params is None else params  # what has no gradient now is a layer all the same
     seen = jax.tree.map(lambda leaf: leaf if is_numeric(leaf) else None, seen)
     facts = structure or guess(seen)
-    scales, known = scales_by_path(rule, facts), {leaf.path: leaf for leaf in facts.leaves()}
+    scales, known = scales_by_path(rule, facts), facts.by_path()
     check_paths(
       "The tree of scales" if structure is None else "The structure", scales, seen, more=structure is not None
     )

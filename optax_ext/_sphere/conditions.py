@@ -44,26 +44,20 @@ def _followed(axes: Axes, vectors: list[str]) -> str | None:
   """Nothing normalises units whose vectors a structure chose; what a user chose by a function is as the user wants."""
   if not isinstance(axes, Structure):
     return None
-  if not axes.traced():
-    return (
-      None
-      if len(vectors) == 1
-      else (
-        f"nd_adam keeps unit vectors in all of {listed(vectors)}, the output layer among them, since names do not tell "
-        "which units a normaliser follows: give it axes=structure_from_model(...).normalised_axes(), or a function "
-        "axes(path, leaf)."
-      )
-    )
-  known = axes.by_path()
+  known, traced = axes.by_path(), axes.traced()
   loose = [path for path in vectors if not known[path].normalised]
-  return (
-    None
-    if not loose
-    else (
+  if traced and loose:
+    return (
       f"nd_adam keeps unit vectors in {listed(loose)}, where the trace shows no normaliser after each unit: give it "
       "axes=structure.normalised_axes(), which leaves these to Adam, or a function axes(path, leaf)."
     )
-  )
+  if not traced and len(vectors) > 1:
+    return (
+      f"nd_adam keeps unit vectors in all of {listed(vectors)}, the output layer among them, since names do not tell "
+      "which units a normaliser follows: give it axes=structure_from_model(...).normalised_axes(), or a function "
+      "axes(path, leaf)."
+    )
+  return None
 
 
 def _unit_length(leaves: dict[str, Any], along: dict[str, AxesOfLeaf]) -> str | None:

@@ -501,6 +501,10 @@ def test_wrong_factors_by_path():
     ByPath(["head"])
   with pytest.raises(ValueError, match=r"factors\['head'\] must be .* but was -1"):
     ByPath({"head": -1})
+  with pytest.raises(ValueError, match=r"factors must be a regular expression, but '\(' is none: "):
+    ByPath({"(": 1.0})
+  with pytest.raises(TypeError, match="rule must be a rule"):
+    optax_ext.structure_from_params(mlp(4, 5, 3)).table(ByPath)
   with pytest.warns(UserWarning, match="'haed' is found in no path"):
     ByPath({"haed": 2.0}).scales(optax_ext.structure_from_params(mlp(4, 5, 3)))
 

@@ -84,7 +84,7 @@ def _same(values: Sequence[Any]) -> Constant:
 def scan(reader: Reader, eqn: Any, ins: list[Value]) -> Sequence[Value]:
   """A loop along the leading axis of its last operands."""
   loop, length = scan_form(eqn), eqn.params["length"]
-  consts, init, rows = ins[: loop.consts], ins[loop.consts :][: loop.carried], ins[loop.consts + loop.carried :]
+  consts, init, rows = loop.split(ins)
   outs = eqn.outvars[loop.carried :]
   if not length:
     return [*init, *[constants.UNKNOWN] * len(outs)]

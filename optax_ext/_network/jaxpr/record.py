@@ -1,7 +1,7 @@
 """Runs a jaxpr, and records how large the results of some of its equations are."""
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +14,17 @@ Place = tuple[int, ...]
 Sizes = dict[Place, jax.Array]
 
 
-def mean_sizes(program: Program, args: Sequence[Any], places: Collection[Place], outer: Place = ()) -> Sizes:
+class Wanted(NamedTuple):
+  """The places of the equations that are recorded, and those of the calls and loops around them."""
+
+  places: Collection[Place]
+  around: Collection[Place]
+
+
+def mean_sizes(program: Program, args: Sequence[Any], places: Collection[Place]) -> Sizes:
   """The mean |value| of the first result of each equation in `places`; over the iterations of a loop, their mean."""
   sizes: Sizes = {}
-  _run(program, args, frozenset(places), outer, sizes)
+  _run(program, args, Wanted(places, {place[:n] for place in places for n in range(1, len(place))}), (), sizes)
   return sizes
 
 
@@ -35,36 +42,36 @@ def _inside(eqn: Any) -> Program | None:
   return scan_form(eqn).body if eqn.primitive.name == "scan" else called(eqn)
 
 
-def _run(program: Program, args: Sequence[Any], places: frozenset[Place], outer: Place, sizes: Sizes) -> list[Any]:
+def _run(program: Program, args: Sequence[Any], wanted: Wanted, outer: Place, sizes: Sizes) -> list[Any]:
   jaxpr, consts = program
   env = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, args, strict=True))
   look = lambda var: var.val if is_literal(var) else env[var]
   for eqn in jaxpr.eqns:
     place, ins = (*outer, id(eqn)), [look(var) for var in eqn.invars]
-    outs = _equation(eqn, ins, places, place, sizes)
-    if place in places:
+    outs = _equation(eqn, ins, wanted, place, sizes)
+    if place in wanted.places:
       sizes[place] = jnp.mean(jnp.abs(outs[0].astype(jnp.float32)))
     env.update(zip(eqn.outvars, outs, strict=True))
   return [look(var) for var in jaxpr.outvars]
 
 
-def _equation(eqn: Any, ins: list[Any], places: frozenset[Place], place: Place, sizes: Sizes) -> Sequence[Any]:
-  if any(other[: len(place)] == place and other != place for other in places):
+def _equation(eqn: Any, ins: list[Any], wanted: Wanted, place: Place, sizes: Sizes) -> Sequence[Any]:
+  if place in wanted.around:
     if eqn.primitive.name == "scan":
-      return _scan(eqn, ins, places, place, sizes)
+      return _scan(eqn, ins, wanted, place, sizes)
     if (program := called(eqn)) is not None:
-      return _run(program, ins, places, place, sizes)
+      return _run(program, ins, wanted, place, sizes)
   return run(eqn, ins)
 
 
-def _scan(eqn: Any, ins: list[Any], places: frozenset[Place], place: Place, sizes: Sizes) -> Sequence[Any]:
+def _scan(eqn: Any, ins: list[Any], wanted: Wanted, place: Place, sizes: Sizes) -> Sequence[Any]:
   """The loop, with one more result: the sizes in each iteration."""
   loop = scan_form(eqn)
-  consts, init, rows = ins[: loop.consts], ins[loop.consts :][: loop.carried], ins[loop.consts + loop.carried :]
+  consts, init, rows = loop.split(ins)
 
   def body(carry: list[Any], row: list[Any]) -> tuple[list[Any], tuple[list[Any], Sizes]]:
     inner: Sizes = {}
-    outs = _run(loop.body, [*consts, *carry, *row], places, place, inner)
+    outs = _run(loop.body, [*consts, *carry, *row], wanted, place, inner)
     return outs[: loop.carried], (outs[loop.carried :], inner)
 
   carry, (outs, inner) = jax.lax.scan(body, init, rows, length=eqn.params["length"], reverse=eqn.params["reverse"])

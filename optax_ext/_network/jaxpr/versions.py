@@ -34,6 +34,10 @@ class Loop(NamedTuple):
   consts: int
   carried: int
 
+  def split(self, operands: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+    """The constants, what is carried at first, and what is scanned."""
+    return operands[: self.consts], operands[self.consts :][: self.carried], operands[self.consts + self.carried :]
+
 
 def program_of(closed: Any) -> Program:
   """The program of a jaxpr that comes with its constants: what `jax.make_jaxpr` gives, a branch, the body of a loop."""

@@ -34,7 +34,7 @@ class Loop(NamedTuple):
   consts: int
   carried: int
 
-  def split(self, operands: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
+  def split(self, operands: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
     """The constants, what is carried at first, and what is scanned."""
     return operands[: self.consts], operands[self.consts :][: self.carried], operands[self.consts + self.carried :]
 

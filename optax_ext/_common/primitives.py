@@ -42,7 +42,7 @@ IN_KERNELS = _names(
   logistic lt max min mul ne neg not or round rsqrt select_n sign sqrt square stop_gradient sub tanh xor
   """
 )
-# What makes of twice a value something else than a multiple of what it makes of the value.
+# Functions f for which f(2x) is no multiple of f(x).
 CURVED = _names(
   """
   acos acosh asin asinh atan atan2 atanh bessel_i0e bessel_i1e ceil clamp cos cosh cumlogsumexp digamma erf erf_inv erfc

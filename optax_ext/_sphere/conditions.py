@@ -31,7 +31,7 @@ def warn_of_conditions(params: Any, axes: Axes) -> None:
 
 
 def _none(params: Any) -> str:
-  """There are no vectors at all."""
+  """A word on a tree without vectors."""
   return (
     f"nd_adam sees no weight vector among {described(params)}, so that it steps all of them as Adam does. Either axes "
     "gives None for each, as normalised_axes() does where no normaliser follows a unit: choose vectors by a function "
@@ -41,7 +41,7 @@ def _none(params: Any) -> str:
 
 
 def _followed(axes: Axes, vectors: list[str]) -> str | None:
-  """Nothing normalises units whose vectors a structure chose; what a user chose by a function is as the user wants."""
+  """A word on units without a normaliser, if a structure chose their vectors; a user's function is what the user wants."""
   if not isinstance(axes, Structure):
     return None
   known, traced = axes.by_path(), axes.traced()
@@ -61,7 +61,7 @@ def _followed(axes: Axes, vectors: list[str]) -> str | None:
 
 
 def _unit_length(leaves: dict[str, Any], along: dict[str, AxesOfLeaf]) -> str | None:
-  """Vectors are not of length 1."""
+  """A word on vectors that are not of length 1."""
   with jax.ensure_compile_time_eval():  # inside jax.jit, too, of arrays that are constants there
     found = {path: _lengths(leaf, along[path]) for path, leaf in leaves.items() if along[path] and _is_at_hand(leaf)}
   lengths = {path: tuple(map(float, of)) for path, of in found.items()}

@@ -68,8 +68,8 @@ class Source(NamedTuple):
     node: The product or lookup; `None` for an input, and for what mixes too much to say.
     layout: Of the node's result, whose axes are those of a leaf here.
     direct: Whether only shapes, casts, sums and constant factors came after, so that a parameter added is its bias.
-    alone: Whether a multiple of the node's result would be a multiple here, too: nothing from elsewhere was added or
-      multiplied with it, and no curved function (tanh) was applied.
+    alone: Whether twice the node's result makes a multiple here, too. So it is until something from elsewhere is added
+      or multiplied, or a function such as tanh is applied.
   """
 
   node: Node | None

@@ -41,7 +41,7 @@ def _none(params: Any) -> str:
 
 
 def _followed(axes: Axes, vectors: list[str]) -> str | None:
-  """A word on units without a normaliser, if a structure chose their vectors; a user's function is what the user wants."""
+  """A word on units without a normaliser, if a structure chose their vectors; not if a user's function did."""
   if not isinstance(axes, Structure):
     return None
   known, traced = axes.by_path(), axes.traced()

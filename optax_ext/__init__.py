@@ -4,6 +4,7 @@ from optax_ext._common.dtypes import cast_updates
 from optax_ext._common.paths import label_paths, path_string
 from optax_ext._memory.quantize import QuantizedState, quantize_state
 from optax_ext._memory.rounding import Stochastic, stochastic
+from optax_ext._memory.split_weights import SplitWeightsState, join_weights, split, split_weights
 from optax_ext._moments.debias import Debias, Moments, cross_moment, nesterov, standard
 from optax_ext._moments.gains import Gain, adafactor_gain, adam_gain, adamnx_gain, adax_gain, constant_gain
 from optax_ext._moments.log_step import log_step_size
@@ -50,7 +51,8 @@ __all__ = [
     # convert, sharding: a run on several machines, and from one optimizer to another
     "LayerStatisticsState", "convert_moments", "layer_statistics", "read_statistics", "state_shardings",
     # rounding, quantize, fused: less memory, and less of it moved
-    "QuantizedState", "Stochastic", "quantize_state", "stochastic", "update_and_apply",
+    "QuantizedState", "SplitWeightsState", "Stochastic", "join_weights", "quantize_state", "split", "split_weights",
+    "stochastic", "update_and_apply",
     # paths, storage
     "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip

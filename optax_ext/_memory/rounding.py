@@ -10,6 +10,7 @@ They are the same after a restart, in every sharding under `jax.jit`, and whatev
 import dataclasses
 import numbers
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, s
 
 # Words of float32 numbers: bfloat16's largest, ∞, NaN, −0. The half of a word that bfloat16 does not have.
 LARGEST, INFINITY, NAN, SIGN, LOWER = np.array([0x7F7F0000, 0x7F800000, 0x7FC00000, 0x80000000, 0xFFFF], np.uint32)
+Words = Callable[..., jax.Array]
+"""From a leaf's path and the leaf to a random uint32 for each element, split over the devices as the leaf is."""
+GOLDEN = np.uint32(0x9E3779B9)  # 2³² over the golden ratio
 THREEFRY = "threefry2x32"  # named, so that a program's own choice of generator changes nothing
 
 
@@ -37,32 +41,60 @@ class Stochastic(Rounding):
 
   def at(self, t: Any) -> Storing:
     """How the moments of step t are rounded."""
-    at_step = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed, impl=THREEFRY), t))
+    words = self.words_at(t)
 
     def storing(path: str, m: jax.Array, v: jax.Array, mu_dtype: Any, nu_dtype: Any) -> tuple[jax.Array, jax.Array]:
       narrow = [_is_bfloat16(path, dtype) for dtype in (mu_dtype, nu_dtype)]
       if not any(narrow):
         return to_nearest(path, m, v, mu_dtype, nu_dtype)
-      # Not fold_in: a scalar hash for each of a thousand leaves would cost more than the leaves.
-      key = jax.random.wrap_key_data(at_step ^ jnp.uint32(zlib.crc32(path.encode())), impl=THREEFRY)
-      split = self._split_axes(path, m)
-      if split:
-        key = jax.random.fold_in(key, jax.lax.axis_index(split))
       # One word an element serves both: its low half rounds m, its high half v.
-      low = high = _words(key, m)
+      low = high = words(path, m)
       if narrow[1] and v.shape != m.shape:
-        if split:
+        if split := self._split_axes(path, m):
           raise ValueError(
             f"The second moment of {path!r} is one number per vector, which the mesh axes {split} may or may not "
             "split: inside shard_map store it in float32 (nu_dtype=None) when moments are rounded stochastically."
           )
-        high = _words(jax.random.fold_in(key, 1), v)
+        high = words(path, v, 1)
       return (
         round_to_bfloat16(m, low & LOWER) if narrow[0] else store(m, mu_dtype),
         round_to_bfloat16(v, high >> 16) if narrow[1] else store(v, nu_dtype),
       )
 
     return storing
+
+  def words_at(self, t: Any) -> Words:
+    """Threefry's random uint32 of step t, for each element of a leaf."""
+    keys = self._keys_at(t)
+
+    def words(path: str, like: jax.Array, part: int = 0) -> jax.Array:
+      key = jax.random.wrap_key_data(keys(path, like), impl=THREEFRY)
+      key = jax.random.fold_in(key, part) if part else key
+      return jax.random.bits(key, like.shape, jnp.uint32, out_sharding=explicit_sharding(like))
+
+    return words
+
+  def hashes_at(self, t: Any) -> Words:
+    """Other random uint32 of step t, by a hash of each index, which take a tenth of Threefry's operations.
+
+    With Threefry a step of split weights has so many operations that XLA for TPUs makes several passes of it.
+    """
+    keys = self._keys_at(t)
+    return lambda path, like: hashes(keys(path, like), like)
+
+  def _keys_at(self, t: Any) -> Words:
+    """The key of a leaf at step t, two uint32."""
+    at_step = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed, impl=THREEFRY), t))
+
+    def key(path: str, like: jax.Array) -> jax.Array:
+      # Not fold_in: a scalar hash for each of a thousand leaves would cost more than the leaves.
+      data = at_step ^ jnp.uint32(zlib.crc32(path.encode()))
+      if split := self._split_axes(path, like):
+        part = jax.random.fold_in(jax.random.wrap_key_data(data, impl=THREEFRY), jax.lax.axis_index(split))
+        data = jax.random.key_data(part)
+      return data
+
+    return key
 
   def _split_axes(self, path: str, leaf: jax.Array) -> tuple[str, ...]:
     """The mesh axes, of a shard_map, that split a leaf."""
@@ -134,9 +166,33 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
   return jax.lax.bitcast_convert_type(rounded & ~LOWER, jnp.float32).astype(jnp.bfloat16)
 
 
-def _words(key: jax.Array, like: jax.Array) -> jax.Array:
-  """A random uint32 for each element, split over the devices as its elements are."""
-  return jax.random.bits(key, like.shape, jnp.uint32, out_sharding=explicit_sharding(like))
+def hashes(key: jax.Array, like: jax.Array) -> jax.Array:
+  """A uint32 for each element: a hash of its row that begins at the key, then one of its place in the row.
+
+      row = mix(… mix(mix(key₀) + i₀) + i₁ …) + key₁     word = mix(row + φ·i)
+
+  References:
+    Steele et al., Fast Splittable Pseudorandom Number Generators, 2014 (φ); Appleby, MurmurHash3, 2011 (mix)
+  """
+  ones = (1,) * like.ndim
+  indices = [
+    jax.lax.broadcasted_iota(jnp.uint32, (*ones[:axis], n, *ones[axis + 1 :]), axis)
+    for axis, n in enumerate(like.shape)
+  ]
+  row = jnp.reshape(key[0], ones)
+  for index in indices[:-1]:
+    row = _mixed(row) + index
+  row = _mixed(row) + key[1]
+  words = _mixed(row + GOLDEN * indices[-1]) if indices else _mixed(row)
+  sharding = explicit_sharding(like)
+  return words if sharding is None else jax.sharding.reshard(words, sharding)
+
+
+def _mixed(word: jax.Array) -> jax.Array:
+  """MurmurHash3's mixture of 32 bits, one to one."""
+  word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
+  word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
+  return word ^ (word >> 16)
 
 
 def _is_bfloat16(path: str, dtype: Any) -> bool:

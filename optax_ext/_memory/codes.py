@@ -19,6 +19,8 @@ EXPONENT = np.uint32(0x7F800000)  # the bits of a float32 that hold its exponent
 FRACTION = np.int32(0x007FFFFF)  # those of its significand
 ONE = np.int32(0x3F800000)  # the float32 1
 SMALLEST_SCALE = 2.0**-100  # of a block: its reciprocal is finite, and times the lowest code it is a normal number
+LARGEST_SCALE = 2.0**126  # its reciprocal is a normal number
+OUTLIER = 2.0**60  # for β₁ = 0.9, of a mean of which one gradient's square overflows in float32
 
 
 def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
@@ -27,7 +29,7 @@ def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
       code = ±k,  k = 2ᵉ + f,  0 ≤ f < 2ᵉ:     scale · ±10^(e−E) · (0.1 + 0.9·(f + ½)/2ᵉ),     0 for k = 0
 
   E is 6 for int8, 7 for uint8 codes (without sign). 2ᵉ and 1 + (f + ½)/2ᵉ are the exponent and the significand of the
-  float32 number k + ½.
+  float32 number k + ½. In uint8 the largest code, 255, stands for ∞: the square of a large gradient overflows.
 
   Args:
     codes: int8 or uint8, of any shape.
@@ -42,13 +44,16 @@ def decode(codes: jax.Array, scale: jax.Array) -> jax.Array:
   significand = jax.lax.bitcast_convert_type((word & FRACTION) | ONE, jnp.float32)
   decade = ((word - ONE) >> 23).astype(jnp.float32) - _decades(codes.dtype)[0][1]  # e − E
   size = jnp.where(signed == 0, 0, jnp.exp2(math.log2(10) * decade) * (0.9 * significand - 0.8))
+  if codes.dtype == jnp.uint8:
+    size = jnp.where(signed == jnp.iinfo(jnp.uint8).max, jnp.inf, size)
   return (jnp.where(signed < 0, -size, size) * scale_).reshape(codes.shape)
 
 
 def encode(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
   """The nearest codes: int8 for any numbers, uint8 for those that are not negative.
 
-  0 has code 0 and, in uint8, no other number has: a second moment does not vanish.
+  0 has code 0 and, in uint8, no other number has: a second moment does not vanish. A number beyond the largest one that
+  its block's scale was made for is stored as that one.
   """
   x_, scale_ = in_blocks(x.astype(jnp.float32), scale.shape), per_block(scale, x.shape)
   size = jnp.abs(x_) * (1 / scale_)
@@ -60,31 +65,42 @@ def encode(x: jax.Array, scale: jax.Array, dtype: Any) -> jax.Array:
   decade = jax.lax.bitcast_convert_type(word & EXPONENT, jnp.float32)  # 2ᵉ
   code = jnp.floor(place) - jnp.where(place - decade < 0.2, 1, 0)
   # In float32 up to the last cast: from int32, XLA's TPU compiler would cast in a pass over memory of its own.
-  code = jnp.clip(code, x_ > 0 if dtype == jnp.uint8 else 0, jnp.iinfo(dtype).max)
+  largest = jnp.where(x_ == jnp.inf, 255, 254) if dtype == jnp.uint8 else 127
+  code = jnp.clip(code, x_ > 0 if dtype == jnp.uint8 else 0, largest)
   return jnp.where(x_ < 0, -code, code).astype(dtype).reshape(x.shape)
 
 
 def scale_for(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """The scales of `x`, of the given shape: the largest code stands for the largest size in a block, exactly.
+  """The scales of `x`, of the given shape: the largest finite code stands for the largest size in a block, exactly.
 
-  A block that holds ∞, NaN or, for uint8, a negative number has a scale that is not finite, and decodes to NaN.
+  - Finite numbers have finite scales. From 2¹²⁶ on uint8 numbers are stored as 2¹²⁶.
+  - ∞ has a code in uint8, and no say in its block's scale.
+  - A number from 2⁶⁰ on has no say in an int8 scale. A gradient so large overflows in its square, after which its
+    element takes no step. In the scale it would make the means of all others 0.
+  - A block that holds NaN and, for int8, ∞, or for uint8, a negative number has the scale NaN, and decodes to NaN.
   """
   return scale_of(largest_of(x, shape, dtype), dtype)
 
 
 def largest_of(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-  """The largest size in each block; ∞ where it holds what has no code."""
+  """The largest size in each block of those that have a say in its scale; ∞ where it holds what has no code."""
+  size = jnp.abs(x).astype(jnp.float32)
   # NaN by name: a maximum on CPU may lose it, and of a size XLA takes for granted that it is not less than 0.
-  broken = jnp.isnan(x) if dtype == jnp.int8 else jnp.isnan(x) | (x < 0)
-  size = jnp.where(broken, jnp.inf, jnp.abs(x))
+  if dtype == jnp.int8:
+    broken, counts = jnp.isnan(x) | (size == jnp.inf), size < OUTLIER
+  else:
+    broken, counts = jnp.isnan(x) | (x < 0), size < jnp.inf
+  size = jnp.where(broken, jnp.inf, jnp.where(counts, size, 0))
   inside = tuple(i for i, (n, blocks) in enumerate(_layout(x.shape, shape)) if blocks < n)
-  return jnp.max(in_blocks(size, shape), inside, keepdims=True).reshape(shape).astype(jnp.float32)
+  return jnp.max(in_blocks(size, shape), inside, keepdims=True).reshape(shape)
 
 
 def scale_of(largest: jax.Array, dtype: Any) -> jax.Array:
   """The scale of blocks with such largest sizes."""
-  scale = jnp.maximum(largest / (1 - 0.45 / 2 ** _decades(dtype)[0][1]), SMALLEST_SCALE)
-  return jnp.where(jnp.isinf(scale), jnp.nan, scale)
+  top = _decades(dtype)[0][1]
+  of_largest_code = 1 - (1.35 if dtype == jnp.uint8 else 0.45) / 2**top  # 254 or 127
+  scale = jnp.clip(largest / of_largest_code, SMALLEST_SCALE, LARGEST_SCALE)
+  return jnp.where(jnp.isinf(largest), jnp.nan, scale)
 
 
 def scale_shape(shape: tuple[int, ...], axis: int, block: int | None) -> tuple[int, ...]:

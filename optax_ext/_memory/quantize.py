@@ -51,10 +51,12 @@ def quantize_state(
   ND-Adam's second moment, hyperparameters, accumulated gradients.
 
   The codes are Dettmers' dynamic ones, 8 bits with about two decimal digits for the largest numbers and one for those
-  10⁴ times smaller. The zero of a moment stays 0, and no second moment becomes 0. With `block=None` there is one scale
+  10⁴ times smaller; the last unsigned code is ∞. The zero of a moment stays 0, and no second moment becomes 0. With `block=None` there is one scale
   for each row of the last axis: on TPU and GPU alike a step then moves 22 bytes per float32 parameter, Adam 28.
 
-  A row (or block) that holds ∞ or NaN, or a negative number where there must be none, becomes NaN as a whole.
+  No finite gradient makes NaN. Where its square overflows, its element takes no step from then on, as with Adam in
+  float32; a signed moment of 2⁶⁰ or more (1.2e18) is stored as the largest of its row. A row (or block) becomes NaN as
+  a whole where a signed moment is ∞ or NaN, or where an unsigned one is NaN or negative.
 
   Args:
     tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time

@@ -108,6 +108,24 @@ def test_a_broken_row_stays_one_row():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kernel", ["pallas", "xla"])
+def test_a_huge_gradient_stops_one_element(kernel):
+  params, ones = {"kernel": jnp.ones((32, 128))}, jnp.ones((32, 128))
+  tx = quantize_state(optax_ext.exadam(1e-2), kernel=kernel)
+  step, state, path = jitted(functools.partial(update_and_apply, tx)), jitted(tx.init)(params), []
+  for huge in (1.0, 1e25, 1.0):
+    params, state = step({"kernel": ones.at[7, 5].set(huge)}, state, params)
+    path.append(np.asarray(params["kernel"]))
+  np.testing.assert_array_equal(np.argwhere(np.asarray(state.codes[0].nu["kernel"]) == 255), [[7, 5]])
+  assert all(np.isfinite(scales["kernel"]).all() for scales in state.scale)
+  others = np.arange(32 * 128).reshape(32, 128) != 7 * 128 + 5
+  for params in path:
+    np.testing.assert_allclose(params[others], params[0, 0], rtol=1e-6)
+  assert path[0][7, 5] == path[1][7, 5] == path[2][7, 5]
+  assert path[0][0, 0] > path[1][0, 0] > path[2][0, 0]
+
+
+@pytest.mark.slow
 def test_inside_shard_map_each_device_steps_its_rows():
   mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   params = {"kernel": PARAMS["three"].reshape(128, 64).T.reshape(64, 128)}

@@ -443,6 +443,21 @@ def test_learning_rates_that_are_no_numbers(make, bad):
 
 
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
+@pytest.mark.parametrize("kind", [jnp.bfloat16, np.float16, np.float64])
+def test_numbers_of_every_numpy_type(make, kind):
+  """Each is the Python number that it stands for; none is an integer's, or a date's."""
+  rate, b1 = np.asarray([0.0625, 0.75]).astype(kind)
+  params = {"layer": {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.ones(3)}}
+  update = lambda tx: tx.update(params, tx.init(params), params)[0]
+  got, want = update(make(rate, b1)), update(make(0.0625, 0.75))
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+  with pytest.raises(ValueError, match="^b1 must be a number in"):
+    make(rate, np.asarray(-1).astype(kind)[()])
+  with pytest.raises(TypeError, match="learning_rate must be a number in"):
+    make(np.str_("1e-3"))
+
+
+@pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("name", ["mu_dtype", "nu_dtype"])
 @pytest.mark.parametrize("bad", [jnp.int8, int, bool, "foo", 3])
 def test_dtypes_that_moments_cannot_have(make, name, bad):

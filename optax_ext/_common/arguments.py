@@ -18,9 +18,10 @@ Scalar = float | jax.Array
 
 def is_concrete(value: Any) -> TypeGuard[float]:
   """Whether `value` is a Python or NumPy number whose value may be read while building."""
-  if isinstance(value, np.ndarray):
-    return value.ndim == 0 and value.dtype.kind in "fiu"
-  return isinstance(value, numbers.Real | np.floating | np.integer) and not isinstance(value, bool | np.bool_)
+  if isinstance(value, np.ndarray | np.generic):  # bfloat16 and its like are no np.floating
+    real = jnp.issubdtype(value.dtype, jnp.floating) or jnp.issubdtype(value.dtype, jnp.integer)
+    return value.ndim == 0 and real
+  return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_number(name: str, value: Any, interval: str = "[0, inf)") -> None:

@@ -96,7 +96,8 @@ def constant_gain(b: Scalar) -> Gain:
     Kingma and Ba, `Adam: A Method for Stochastic Optimization <https://arxiv.org/abs/1412.6980>`_, 2014, Algorithm 1
   """
   check_number("b", b, "[0, 1)")
-  return StartingGain(lambda t: jnp.asarray(1 - b, _time(t).dtype), start=b)
+  one = float(b) if is_concrete(b) else b  # NumPy would subtract in a narrow dtype of its own
+  return StartingGain(lambda t: jnp.asarray(1 - one, _time(t).dtype), start=b)
 
 
 def adam_gain(b: Scalar) -> Gain:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.arguments import Scalar, check_number
+from optax_ext._common.arguments import Scalar, check_number, is_concrete
 from optax_ext._common.dtypes import arithmetic_dtype
 from optax_ext._common.paths import by_path, check_paths, map_with_paths
 from optax_ext._moments.gains import one_minus_decay_power
@@ -102,7 +102,7 @@ def _convert(old: Any, new: Any, decays: Decays, new_decays: Decays) -> Any:
     stored = by_path(getattr(old, name))
     check_paths("The optimizer state that is to be converted", stored, getattr(new, name))
     bias, new_bias = one_minus_decay_power(b, t), one_minus_decay_power(new_b, t)
-    same = b is new_b or (isinstance(b, float | int) and b == new_b)
+    same = b is new_b or (is_concrete(b) and is_concrete(new_b) and b == new_b)
     factor = 1 if same else jnp.where(t > 0, new_bias / jnp.where(t > 0, bias, 1), 1)
 
     def convert(path: str, leaf: Any) -> Any:

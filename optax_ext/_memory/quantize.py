@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
-from optax_ext._common.applied import Applied
+from optax_ext._common.applied import Applied, applied
 from optax_ext._common.dtypes import cast_updates
 from optax_ext._common.paths import map_with_paths
 from optax_ext._common.tpu import for_tpu
@@ -51,8 +51,9 @@ def quantize_state(
   ND-Adam's second moment, hyperparameters, accumulated gradients.
 
   The codes are Dettmers' dynamic ones, 8 bits with about two decimal digits for the largest numbers and one for those
-  10⁴ times smaller; the last unsigned code is ∞. The zero of a moment stays 0, and no second moment becomes 0. With `block=None` there is one scale
-  for each row of the last axis: on TPU and GPU alike a step then moves 22 bytes per float32 parameter, Adam 28.
+  10⁴ times smaller; the last unsigned code is ∞. The zero of a moment stays 0, and no second moment becomes 0. With
+  `block=None` there is one scale for each row of the last axis: on TPU and GPU alike a step then moves 22 bytes per
+  float32 parameter, Adam 28.
 
   No finite gradient makes NaN. Where its square overflows, its element takes no step from then on, as with Adam in
   float32; a signed moment of 2⁶⁰ or more (1.2e18) is stored as the largest of its row. A row (or block) becomes NaN as
@@ -182,7 +183,7 @@ def quantize_state(
     def whole(*args: Any) -> Any:
       updates, state, params = treedef.unflatten(args)
       updates, state = tx.update(updates, state, params, **extra_args)
-      return optax.apply_updates(params, updates), _Moments(tx, state, kinds).trees
+      return applied(params, updates), _Moments(tx, state, kinds).trees
 
     program, results = Program.of(whole, args)
     grads, before, weights = treedef.unflatten(program.inputs)

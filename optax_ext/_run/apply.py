@@ -6,12 +6,12 @@ for it: it passes the extra argument `return_applied=True`, and an optimizer wit
 `Applied(new parameter)` in place of the update.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
-from optax_ext._common.applied import Applied
+from optax_ext._common.applied import applied
 
 
 def update_and_apply(
@@ -31,7 +31,7 @@ def update_and_apply(
     extra_args: Passed on to `tx.update`.
 
   Returns:
-    The new parameters, in the dtypes of the old, and the new state.
+    The new parameters, in the dtypes of the old, and the new state. A parameter stays where its gradient is `None`.
 
   Raises:
     TypeError: something computes with the update of a leaf whose kernel has applied it.
@@ -43,19 +43,23 @@ def update_and_apply(
     >>> print(params)
     [0.8 1.6]
   """
-  if isinstance(tx, optax.GradientTransformationExtraArgs):
-    extra_args = extra_args | {"return_applied": True}
+  asked = {"return_applied": True} if isinstance(tx, optax.GradientTransformationExtraArgs) else {}
   try:
-    updates, state = tx.update(grads, state, params, **extra_args)
+    updates, new_state = tx.update(grads, state, params, **extra_args | asked)
   except (TypeError, ValueError, AttributeError) as error:
-    if Applied.__name__ not in str(error):
+    if not asked or _raises(tx.update, grads, state, params, **extra_args):
       raise
     raise TypeError(
       "A fused kernel has applied an update already, but a later link or wrapper computes with it: put the optimizer "
       "last in its chain, or call `tx.update` and `optax.apply_updates` in place of `update_and_apply`."
     ) from error
+  return applied(params, updates), new_state
 
-  def apply(param: Any, update: Any) -> Any:
-    return update.param if isinstance(update, Applied) else optax.apply_updates(param, update)
 
-  return jax.tree.map(apply, params, updates, is_leaf=lambda leaf: leaf is None), state
+def _raises(update: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+  """Whether a step fails without a kernel, too, so that no `Applied` is to blame."""
+  try:
+    update(*args, **kwargs)
+  except Exception:
+    return True
+  return False

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import optax
 
 from optax_ext._common.applied import Applied
+from optax_ext._common.dims import is_number
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, leaf_dtype
 from optax_ext._common.mesh import explicit_sharding, resolve_names, split_axes
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._common.tpu import for_tpu
 from optax_ext._moments.transform import Step
@@ -31,8 +32,8 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
   """The same transformation as `spec.chain()`, with fewer readings of memory.
 
   These leaves take the plain chain: scalars; complex vectors; leaves of fewer than 2¹⁶ elements (of a device's part, in
-  `jax.shard_map`), whose traffic is not worth the time to compile this form; vectors that a mesh with explicit axes
-  splits, whose rows cannot be taken out. In programs for CPUs all leaves are stepped in the chain's order, because XLA
+  `jax.shard_map`), whose traffic is not worth the time to compile this form; leaves with a symbol in their shape, for
+  `jax.export`; vectors that a mesh with explicit axes splits, whose rows cannot be taken out. In programs for CPUs all leaves are stepped in the chain's order, because XLA
   makes a loop over memory there of every sum.
 
   Where a mesh splits vectors, the sample's sums and the nine sums are exchanged in turn: two rounds for the whole tree,
@@ -56,7 +57,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
   def served(path: str, grad: Any) -> bool:
     check_trainable(path, grad)
     along = axes_of(path, grad)
-    return along is not None and grad.size >= SMALL and not jnp.iscomplexobj(grad) and not _is_split(grad, along)
+    return along is not None and not _why_in_chain(grad, along)
 
   def update(
     updates: Any, state: Any, params: Any = None, *, return_applied: bool = False, **extra_args: Any
@@ -78,7 +79,11 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
     now = spec.now(states, new.moments.count)
     moved = once_per_shape(partial(_moved, now), now.t, static_argnums=(0, 1))
     leaves = [part(True, tree) for tree in (updates, mu, nu, params)]
-    steps = with_kernel(now, moved, leaves) if kernel and return_applied else steps_in_xla(now, moved, leaves)
+    if kernel and return_applied:
+      steps, fallbacks = with_kernel(now, moved, leaves)
+      _warn_of(fallbacks_in_chain(updates) + fallbacks)
+    else:
+      steps = steps_in_xla(now, moved, leaves)
 
     def join(i: int, rest: Any) -> Any:
       return jax.tree.map(lambda one, leaf, step: step[i] if one else leaf, here, rest, steps, is_leaf=_none)
@@ -94,8 +99,15 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
   def steps_in_xla(now: Now, moved: Callable[..., Any], leaves: list[Any]) -> Any:
     return map_with_paths(partial(step, now, moved), *leaves)
 
-  def with_kernel(now: Now, moved: Callable[..., Any], leaves: list[Any]) -> Any:
-    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update."""
+  def fallbacks_in_chain(updates: Any) -> list[str]:
+    """Vectors that take the plain chain, with the reason."""
+    along = {path: (leaf, axes_of(path, leaf)) for path, leaf in by_path(updates).items()}
+    reasons = {path: _why_in_chain(leaf, axes) for path, (leaf, axes) in along.items() if axes is not None}
+    return [f"{path!r}: {reason}" for path, reason in reasons.items() if reason]
+
+  def with_kernel(now: Now, moved: Callable[..., Any], leaves: list[Any]) -> tuple[Any, list[str]]:
+    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update; what it does not serve.
+    """
     from optax_ext._sphere.pallas import Block, block_of, kernel_step  # takes longer to import than all of optax_ext
 
     fallbacks: list[str] = []
@@ -124,12 +136,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
       applied: Any = Applied(new[0])
       return Step(applied, new[1], new[2])
 
-    steps = map_with_paths(kernel_or_step, *leaves)
-    if fallbacks:
-      warnings.warn(
-        f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=3
-      )
-    return steps
+    return map_with_paths(kernel_or_step, *leaves), fallbacks
 
   return optax.GradientTransformationExtraArgs(chain.init, update)
 
@@ -159,6 +166,24 @@ def _moved(
 def _on_cpu(this: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
   """Calls one function in a program for CPUs, wherever it is compiled, and the other in all other programs."""
   return jax.lax.platform_dependent(*args, cpu=this, default=otherwise)
+
+
+def _warn_of(fallbacks: list[str]) -> None:
+  if fallbacks:
+    warnings.warn(
+      f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=4
+    )
+
+
+def _why_in_chain(grad: Any, along: tuple[int, ...]) -> str:
+  """Why a leaf's vectors take the plain chain; nothing where they do not."""
+  if not all(map(is_number, grad.shape)):
+    return f"its shape {grad.shape} is not known while the program is traced"
+  if grad.size < SMALL:
+    return f"it has {grad.size} elements, fewer than {SMALL}"
+  if jnp.iscomplexobj(grad):
+    return "it is complex"
+  return "a mesh with explicit axes splits its vectors" if _is_split(grad, along) else ""
 
 
 def _is_split(leaf: jax.Array, along: tuple[int, ...]) -> bool:

@@ -186,6 +186,38 @@ def test_other_errors_of_links_after_a_kernel_stay():
     update_and_apply(tx, params, tx.init(params), params)
 
 
+def test_errors_that_speak_of_applied_things_stay():
+  def update(updates, state, params=None, **extra_args):
+    raise ValueError("Applied Physics' dataset is missing")
+
+  tx = optax.chain(KERNEL, optax.GradientTransformationExtraArgs(optax.init_empty_state, update))
+  with pytest.raises(ValueError, match="Applied Physics"):
+    jax.eval_shape(lambda *args: update_and_apply(tx, *args), PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tx", [KERNEL, optax_ext.quantize_state(optax_ext.adamnx(1e-2), kernel="pallas"), optax.sgd(1)])
+@pytest.mark.filterwarnings("ignore:quantize_state's kernel")
+def test_a_parameter_without_gradient_stays(tx):
+  grads, state = draw(1) | {"conv": None}, tx.init(PARAMS)
+  updates, want_state = tx.update(grads, state, PARAMS)
+  params, new_state = update_and_apply(tx, grads, state, PARAMS)
+  np.testing.assert_array_equal(params["conv"], PARAMS["conv"])
+  for name in ("out", "bias"):
+    np.testing.assert_allclose(params[name], PARAMS[name] + updates[name], atol=1e-6)
+  assert jax.tree.structure(new_state) == jax.tree.structure(want_state)
+
+
+def test_vectors_that_take_the_chain_are_named(monkeypatch):
+  monkeypatch.setattr(one_pass, "SMALL", 4096)
+  params = {"large": jnp.ones((32, 128)), "small": jnp.ones((31, 128)), "bias": jnp.ones(5000)}
+  tx = optax_ext.nd_adam(1e-3, axes={"large": (0,), "small": (0,), "bias": None}, kernel="pallas")
+  state = jax.eval_shape(tx.init, params)
+  with pytest.warns(UserWarning, match="'small': it has 3968 elements, fewer than 4096") as caught:
+    jax.eval_shape(lambda *args: update_and_apply(tx, *args), params, state, params)
+  assert not any(name in str(caught[0].message) for name in ("'large'", "'bias'"))
+
+
 @pytest.mark.slow
 def test_other_leaves_fall_back_and_are_named():
   params = {"a": jnp.ones((32, 128)), "odd": jnp.ones((5, 128)), "wide": jnp.ones((16, 100)), "b": jnp.ones(3)}

@@ -1,0 +1,15 @@
+"""Sizes of arrays that a program is exported for: symbols in place of numbers, which no constant compares with."""
+
+from typing import Any
+
+import numpy as np
+
+
+def is_number(size: Any) -> bool:
+  """Whether a size is known while the program is traced; `jax.export.symbolic_shape` makes sizes that are not."""
+  return isinstance(size, int | np.integer)
+
+
+def at_least(size: Any, bound: int) -> bool:
+  """Whether a size reaches a bound. A symbol does: programs with a free size are exported for large arrays."""
+  return not is_number(size) or size >= bound

@@ -301,7 +301,8 @@ def nd_adam(
 
   Large leaves are stepped from sums that one reading of memory gives, in place of three (on a TPU 32 bytes of traffic
   for a float32 parameter, where the chain of pieces moves 44), and agree with the chain to rounding. Scalars, complex
-  leaves, leaves of fewer than 2¹⁶ elements and vectors that a mesh with explicit axes splits take the chain itself.
+  leaves, leaves of fewer than 2¹⁶ elements, leaves with a symbol in their shape (`jax.export`) and vectors that a mesh
+  with explicit axes splits take the chain itself.
 
   The method rests on a condition: a normaliser of its own (batch norm) follows each unit, so that the length of the
   unit's vector has no effect. `axes=structure_from_model(...).normalised_axes()` finds these units and leaves all

@@ -315,6 +315,37 @@ def test_export(make, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+  "tx",
+  [
+    optax_ext.nd_adam(RATE, axes=(0,)),
+    optax_ext.quantize_state(optax_ext.adamnx(RATE), min_size=1),
+    optax_ext.quantize_state(optax_ext.adamnx(RATE), min_size=1, block=4, axis=-2),
+  ],
+  ids=["nd_adam", "rows", "blocks"],
+)
+def test_export_for_every_size(tx):
+  """Where sizes are symbols, a step is exported once and called with arrays of two sizes."""
+  shapes = lambda a, b: {"kernel": (4 * a, b), "bias": (b,)}
+  abstract = {
+    path: jax.ShapeDtypeStruct(shape, jnp.float32) for path, shape in shapes(*export.symbolic_shape("a, b")).items()
+  }
+  leaves, treedef = jax.tree.flatten(jax.eval_shape(tx.init, abstract))
+
+  def flat_step(params, leaves, grads):
+    params, state = step(tx, params, treedef.unflatten(leaves), grads)
+    return params, jax.tree.leaves(state)
+
+  exported = export.export(jax.jit(flat_step))(abstract, leaves, abstract)
+  for a, b in ((16, 7), (32, 10)):
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes(a, b).items()}
+    params = optax_ext.normalize_vectors(params, (0,)) | {"bias": params["bias"]}
+    start = jax.tree.leaves(tx.init(params))
+    close(exported.call(params, start, params), flat_step(params, start, params))
+
+
+@pytest.mark.slow
 @every
 def test_donation(make):
   """The step may overwrite the parameters and the state: every buffer is used (a warning is an error here)."""

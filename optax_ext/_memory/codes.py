@@ -91,7 +91,7 @@ def largest_of(x: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
   else:
     broken, counts = jnp.isnan(x) | (x < 0), size < jnp.inf
   size = jnp.where(broken, jnp.inf, jnp.where(counts, size, 0))
-  inside = tuple(i for i, (n, blocks) in enumerate(_layout(x.shape, shape)) if blocks < n)
+  inside = tuple(i for i, (n, blocks) in enumerate(_layout(x.shape, shape)) if blocks != n)
   return jnp.max(in_blocks(size, shape), inside, keepdims=True).reshape(shape)
 
 
@@ -104,11 +104,14 @@ def scale_of(largest: jax.Array, dtype: Any) -> jax.Array:
 
 
 def scale_shape(shape: tuple[int, ...], axis: int, block: int | None) -> tuple[int, ...]:
-  """One scale for every `block` elements along `axis` where that divides it, else for all along the last axis."""
+  """One scale for every `block` elements along `axis` where that divides it, else for all along the last axis.
+
+  The last axis is the last that has more than one element; a symbol in a shape has.
+  """
   axis = max(axis, -len(shape))
   if block and shape[axis] % block == 0:
     return (*shape[: len(shape) + axis], shape[axis] // block, *shape[len(shape) + axis + 1 :])
-  last = max((i for i, n in enumerate(shape) if n > 1), default=0)
+  last = max((i for i, n in enumerate(shape) if n != 1), default=0)
   return (*shape[:last], 1, *shape[last + 1 :])
 
 
@@ -122,7 +125,7 @@ def _layout(shape: tuple[int, ...], scale: tuple[int, ...]) -> list[tuple[int, i
   """The sizes of an array and of its scales, once an axis that holds several blocks is two: blocks, and elements."""
   layout = []
   for n, blocks in zip(shape, scale, strict=True):
-    layout += [(blocks, blocks), (n // blocks, 1)] if 1 < blocks < n else [(n, blocks)]
+    layout += [(n, blocks)] if blocks in (1, n) else [(blocks, blocks), (n // blocks, 1)]
   return layout
 
 

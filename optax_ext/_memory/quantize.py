@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, applied
+from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates
 from optax_ext._common.paths import map_with_paths
 from optax_ext._common.tpu import for_tpu
@@ -64,7 +65,8 @@ def quantize_state(
       for a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
-    min_size: Leaves with fewer elements are kept as they are.
+    min_size: Leaves with fewer elements are kept as they are. Where a shape has a symbol, for `jax.export`, a leaf
+      counts as large, and blocks divide what they divide for every value of the symbol.
     block: Elements for each scale, along `axis`; `None` for whole rows of the last axis, as wherever `block` does not
       divide the axis. Blocks keep an outlier from spoiling its row, but XLA needs more passes over memory for them, 50
       bytes per parameter and more without `kernel="xla"`.
@@ -128,7 +130,7 @@ def quantize_state(
       if leaf.dtype in CODES:
         raise ValueError(f"A moment has dtype {leaf.dtype} already, but quantize_state stores floating-point moments.")
       like_param = leaf.shape == jnp.shape(param) and jnp.issubdtype(leaf.dtype, jnp.floating)
-      return like_param and leaf.ndim > 0 and leaf.size >= min_size
+      return like_param and leaf.ndim > 0 and at_least(leaf.size, min_size)
 
     def first_scale(dtype: Any, leaf: Any, param: Any) -> jax.Array:
       if not is_large(leaf, param):

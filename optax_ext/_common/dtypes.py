@@ -65,6 +65,13 @@ def store(x: jax.Array, dtype: Any) -> jax.Array:
   return saturate(x, dtype).astype(dtype)
 
 
+def stored_like(old: Any, new: Any) -> Any:
+  """What a step made of a stored value, in its dtype."""
+  if not is_array(old) or not is_array(new) or old.dtype == new.dtype:
+    return new
+  return store(new, old.dtype) if jnp.issubdtype(old.dtype, jnp.floating) else new.astype(old.dtype)
+
+
 def to_nearest(path: str, m: Any, v: Any, mu_dtype: Any, nu_dtype: Any) -> tuple[jax.Array, jax.Array]:
   """Stores the moments of a leaf, each rounded to the nearest."""
   del path

@@ -12,7 +12,7 @@ from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, applied
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_updates
+from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.paths import map_with_paths
 from optax_ext._common.tpu import for_tpu
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
@@ -175,7 +175,7 @@ def quantize_state(
       updates = _replaced(updates, in_kernel, lambda leaf: Applied(leaf.param))
       codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.codes[i]) for i, tree in enumerate(codes))
       scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.scales[i]) for i, tree in enumerate(scale))
-    return updates, QuantizedState(new.replaced(codes), scale)
+    return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale)
 
   def steps_of_kernel(updates: Any, state: QuantizedState, params: Any, extra_args: dict[str, Any]) -> Any:
     """A tree like the updates, of a `Stepped` for each leaf that the kernel serves and `None` for the others."""
@@ -270,6 +270,11 @@ def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
   """A tree with the new leaves of those that the kernel stepped."""
   hidden = lambda node: node is None or _is_hidden(node)
   return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
+
+
+def _with_dtypes_of(old: Any, new: Any) -> Any:
+  """A state in the dtypes that it began with. Some optimizers leave it in those of their arithmetic."""
+  return jax.tree.map(lambda before, after: stored_like(before, after), old, new)
 
 
 class _Tree:

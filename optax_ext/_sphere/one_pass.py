@@ -106,8 +106,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
     return [f"{path!r}: {reason}" for path, reason in reasons.items() if reason]
 
   def with_kernel(now: Now, moved: Callable[..., Any], leaves: list[Any]) -> tuple[Any, list[str]]:
-    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update; what it does not serve.
-    """
+    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update; what it does not serve."""
     from optax_ext._sphere.pallas import Block, block_of, kernel_step  # takes longer to import than all of optax_ext
 
     fallbacks: list[str] = []

@@ -396,6 +396,26 @@ def test_narrow_parameters_and_half_a_tree():
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.codes[0].mu)} == {"int8", "complex64"}
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "tx", [*TX.values(), optax.adabelief(1e-2), optax.amsgrad(1e-2)], ids=[*TX, "belief", "amsgrad"]
+)
+def test_float32_gradients_change_no_stored_dtype(tx):
+  """Of bfloat16 parameters. Some optimizers leave the moments of small leaves, that are not coded, in float32."""
+  params, tx = {"a": jnp.ones((64, 64), jnp.bfloat16), "b": jnp.ones(8, jnp.bfloat16)}, quantize_state(tx)
+
+  def step(carry, t):
+    params, state = carry
+    grads = jax.tree.map(lambda leaf: t + jnp.arange(leaf.size, dtype=jnp.float32).reshape(leaf.shape), params)
+    updates, state = tx.update(grads, state, params)
+    return (optax.apply_updates(params, updates), state), None
+
+  start = jax.eval_shape(tx.init, params)
+  _, state = jitted(lambda: jax.lax.scan(step, (params, tx.init(params)), jnp.arange(3.0))[0])()
+  assert jax.tree.map(lambda a: a.dtype, state) == jax.tree.map(lambda a: a.dtype, start)
+  assert all(np.any(leaf.astype(float)) for leaf in jax.tree.leaves(state))
+
+
 def test_updates_have_the_dtypes_of_their_parameters():
   """Those of moments in float32 would be float32: `apply_if_finite` compares them with zeros like the gradients."""
   params = {"a": jnp.ones((64, 64), jnp.bfloat16)}

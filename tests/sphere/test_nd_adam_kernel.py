@@ -196,7 +196,9 @@ def test_errors_that_speak_of_applied_things_stay():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("tx", [KERNEL, optax_ext.quantize_state(optax_ext.adamnx(1e-2), kernel="pallas"), optax.sgd(1)])
+@pytest.mark.parametrize(
+  "tx", [KERNEL, optax_ext.quantize_state(optax_ext.adamnx(1e-2), kernel="pallas"), optax.sgd(1)]
+)
 @pytest.mark.filterwarnings("ignore:quantize_state's kernel")
 def test_a_parameter_without_gradient_stays(tx):
   grads, state = draw(1) | {"conv": None}, tx.init(PARAMS)

@@ -218,21 +218,33 @@ WRAPPERS = {
   ),
   "with_extra_args_support": lambda draw, tx: optax.with_extra_args_support(tx),
   "chain": lambda draw, tx: optax.chain(optax.identity(), tx),
+  "quantize_state": lambda draw, tx: draw_quantized(draw, tx),
 }
 
 
-REFUSED = [  # what optax itself refuses, for optax.adamw too: the wrapper, what the message says
+def draw_quantized(draw: Draw, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  """All leaves in 8 bits but scalars, in rows or blocks."""
+  block = draw.one("block", [None, None, 1, 2, 3])
+  return optax_ext.quantize_state(tx, min_size=1, block=block, axis=draw.one("axis", [None, -1, -2]))
+
+
+REFUSED = [  # most of it by optax itself, for optax.adamw too: the wrapper, what the message says
   ("clip value", "Clip received a complex value"),
   ("MultiSteps", "Casting from complex to real dtypes"),
+  ("quantize_state", "has dtype int8 already"),  # ours, of one inside another
 ]
 
 
 # one case
 
 
-def run(seed: int, case: int, draw: Draw | None = None) -> str:
-  """Runs one case and returns its kind; raises AssertionError, or what was raised, if something breaks."""
-  warnings.filterwarnings("ignore", "(scale_by_structure|nd_adam) sees")  # most trees here are no networks
+def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") -> str:
+  """Runs one case and returns its kind; raises AssertionError, or what was raised, if something breaks.
+
+  The wrapper `always` is outermost, unless it was drawn.
+  """
+  warnings.filterwarnings("ignore", "(scale_by_structure|nd_adam) (sees|keeps|starts)")  # most trees here are no networks
+  warnings.filterwarnings("ignore", "quantize_state stores no moment")  # of scalars
   warnings.filterwarnings("ignore", "The regular expression")  # nor have they such names
   draw = draw or Draw(seed, case)
   params = draw_tree(draw)
@@ -241,6 +253,10 @@ def run(seed: int, case: int, draw: Draw | None = None) -> str:
   wrappers = [draw.one("wrapper", list(WRAPPERS)) for _ in range(int(draw.rng.integers(0, 3)))]
   for wrapper in wrappers:
     tx = WRAPPERS[wrapper](draw, tx)
+  if always not in wrappers:
+    draw.log.append(f"wrapper={always}")
+    wrappers.append(always)
+    tx = WRAPPERS[always](draw, tx)
   # optax's wrappers with a lax.cond compile it again at every call that is not compiled
   compiled = draw.chance(0.15) or bool(set(wrappers) & {"MultiSteps", "apply_if_finite", "conditionally_transform"})
   draw.log.append(f"compiled={compiled}")
@@ -286,18 +302,20 @@ def check_no_spread(draw: Draw, update: Any, grads: Any, state: Any, params: Any
     assert i == bad or np.array_equal(np.asarray(a), np.asarray(b)), f"a bad value in leaf {bad} changed leaf {i}"
 
 
-def fuzz(cases: int, seed: int, first: int = 0, report: bool = False) -> tuple[collections.Counter[str], list[str]]:
+def fuzz(
+  cases: int, seed: int, first: int = 0, report: bool = False, always: str = "none"
+) -> tuple[collections.Counter[str], list[str]]:
   """Runs cases; returns how many of each kind went well, and what was found."""
   kinds: collections.Counter[str] = collections.Counter()
   found, begin = [], time.time()
   for case in range(first, first + cases):
     draw = Draw(seed, case)
     try:
-      kinds[run(seed, case, draw)] += 1
+      kinds[run(seed, case, draw, always)] += 1
     except Exception as error:
       refused = [w for w, says in REFUSED if f"wrapper={w}" in draw.log and says in str(error)]
       if refused:
-        kinds[f"refused by optax.{refused[0]}"] += 1
+        kinds[f"refused by {refused[0]}"] += 1
         continue
       found.append(f"case {case}: {type(error).__name__}: {error}\n  {' '.join(draw.log)}")
       if report:
@@ -314,18 +332,19 @@ def main() -> None:
   parser.add_argument("--cases", type=int, default=10_000)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--first", type=int, default=0, help="number of the first case")
+  parser.add_argument("--wrapper", default="none", choices=WRAPPERS, help="a wrapper around every optimizer")
   parser.add_argument("--only", type=int, help="run one case and print what was drawn")
   args = parser.parse_args()
   if args.only is not None:
     draw = Draw(args.seed, args.only)
     try:
-      print(run(args.seed, args.only, draw))
+      print(run(args.seed, args.only, draw, args.wrapper))
     except Exception:
       traceback.print_exc()
     print("\n".join(draw.log))
     return
   begin = time.time()
-  kinds, found = fuzz(args.cases, args.seed, args.first, report=True)
+  kinds, found = fuzz(args.cases, args.seed, args.first, report=True, always=args.wrapper)
   of = collections.Counter(kind.split(" + ")[0] for kind in kinds.elements())
   print(f"{args.cases} cases with seed {args.seed}: {dict(of)}")
   print(f"{len(kinds)} combinations of optimizer and wrappers went well")

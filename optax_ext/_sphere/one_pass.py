@@ -33,8 +33,8 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
 
   These leaves take the plain chain: scalars; complex vectors; leaves of fewer than 2¹⁶ elements (of a device's part, in
   `jax.shard_map`), whose traffic is not worth the time to compile this form; leaves with a symbol in their shape, for
-  `jax.export`; vectors that a mesh with explicit axes splits, whose rows cannot be taken out. In programs for CPUs all leaves are stepped in the chain's order, because XLA
-  makes a loop over memory there of every sum.
+  `jax.export`; vectors that a mesh with explicit axes splits, whose rows cannot be taken out. In programs for CPUs all
+  leaves are stepped in the chain's order, because XLA makes a loop over memory there of every sum.
 
   Where a mesh splits vectors, the sample's sums and the nine sums are exchanged in turn: two rounds for the whole tree,
   where the chain needs three.
@@ -106,7 +106,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
     return [f"{path!r}: {reason}" for path, reason in reasons.items() if reason]
 
   def with_kernel(now: Now, moved: Callable[..., Any], leaves: list[Any]) -> tuple[Any, list[str]]:
-    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update; what it does not serve."""
+    """By the kernel where it serves a leaf, which then has an `Applied` in place of an update, and what it does not."""
     from optax_ext._sphere.pallas import Block, block_of, kernel_step  # takes longer to import than all of optax_ext
 
     fallbacks: list[str] = []

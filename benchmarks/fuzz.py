@@ -243,7 +243,9 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
 
   The wrapper `always` is outermost, unless it was drawn.
   """
-  warnings.filterwarnings("ignore", "(scale_by_structure|nd_adam) (sees|keeps|starts)")  # most trees here are no networks
+  warnings.filterwarnings(
+    "ignore", "(scale_by_structure|nd_adam) (sees|keeps|starts)"
+  )  # most trees here are no networks
   warnings.filterwarnings("ignore", "quantize_state stores no moment")  # of scalars
   warnings.filterwarnings("ignore", "The regular expression")  # nor have they such names
   draw = draw or Draw(seed, case)

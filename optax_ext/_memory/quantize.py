@@ -87,7 +87,7 @@ def quantize_state(
 
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
-      with a tree unlike the parameters.
+      with a tree unlike the parameters; at update, where codes have another dtype than int8 or uint8.
 
   Example:
     >>> tx, params = quantize_state(optax.adam(0.1)), {"kernel": jnp.linspace(1, 2, 8192).reshape(64, 128)}
@@ -147,6 +147,7 @@ def quantize_state(
     return QuantizedState(moments.replaced(moments.map(first_codes, like, scale)), scale)
 
   def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
+    _check_codes(codes, scale, min_size)
     return decode(codes, scale) if codes.dtype in CODES else codes
 
   def new_scale(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
@@ -260,6 +261,19 @@ class _Moments:
     new = iter(trees)
     leaves = zip(self._leaves, self._is_moment, strict=True)
     return self._treedef.unflatten([next(new) if is_moment else leaf for leaf, is_moment in leaves])
+
+
+def _check_codes(codes: jax.Array, scale: jax.Array, min_size: int) -> None:
+  """Raises `ValueError` for codes or scales in another dtype. Several scales, or a vector's size, tell codes."""
+  coded = any(n != 1 for n in scale.shape) or (codes.ndim == 1 and at_least(codes.size, min_size))
+  if jnp.issubdtype(codes.dtype, jnp.complexfloating) or not (coded or codes.dtype in CODES):
+    return
+  if codes.dtype not in CODES or scale.dtype != jnp.float32:
+    raise ValueError(
+      f"The state of quantize_state has a moment of shape {codes.shape} with codes in {codes.dtype} and scales in "
+      f"{scale.dtype}, but codes are int8 or uint8 and scales float32: a cast (optax.tree.cast) or the target of a "
+      "checkpoint has changed them. Restore the state with jax.eval_shape(tx.init, params) as the target."
+    )
 
 
 def _is_hidden(node: Any) -> bool:

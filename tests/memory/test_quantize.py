@@ -460,6 +460,21 @@ def test_what_is_refused():
   assert np.isnan(updates["kernel"]).all()
 
 
+@pytest.mark.parametrize("params", [PARAMS, {"row": jnp.ones(4096)}], ids=["rows", "one row"])
+def test_codes_that_were_cast_are_refused(params):
+  tx = quantize_state(optax.adam(1e-3))
+  state = jax.eval_shape(tx.init, params)
+  for dtype in (jnp.float32, jnp.bfloat16, jnp.int32):
+    cast = jax.eval_shape(lambda state, dtype=dtype: optax.tree.cast(state, dtype), state)
+    with pytest.raises(
+      ValueError, match=r"with codes in \w+ .* Restore the state with jax.eval_shape\(tx.init, params\)"
+    ):
+      jax.eval_shape(tx.update, params, cast, params)
+  narrow = state._replace(scale=jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), state.scale))
+  with pytest.raises(ValueError, match="scales in bfloat16, but"):
+    jax.eval_shape(tx.update, params, narrow, params)
+
+
 def test_one_trace_all_donated_and_no_temporaries():
   params = {str(i): jnp.zeros((256, 256)) for i in range(4)}
   tx, traces = quantize_state(optax_ext.exadam(1e-3)), []

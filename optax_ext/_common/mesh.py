@@ -1,9 +1,11 @@
 """What a function can tell of its mesh: inside `jax.shard_map` it sees only one device's part of an array."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 Names = str | tuple[str, ...] | None
 AxisName = Names | Callable[[str, Any], Names]
@@ -41,6 +43,27 @@ def split_axes(names: tuple[str, ...]) -> tuple[str, ...]:
 def in_shard_map() -> bool:
   """Whether a function sees one device's part of an array."""
   return bool(jax.sharding.get_abstract_mesh().manual_axes)
+
+
+def whole_size(part: Any) -> tuple[Any, Any]:
+  """The least and the largest number of elements that an array may have of which a function sees a part.
+
+  They are the same where the program knows along which mesh axes arrays vary: outside of `shard_map`, and inside with
+  `check_vma=True`.
+  """
+  mesh, size = jax.sharding.get_abstract_mesh(), math.prod(jnp.shape(part))
+  parts = lambda names: math.prod(mesh.shape[name] for name in names)
+  if not mesh.manual_axes:
+    return size, size
+  if any(_varying(jax.lax.axis_index(name)) for name in mesh.manual_axes):
+    return (whole := size * parts(_varying(jnp.asarray(part)))), whole
+  return size, size * parts(mesh.manual_axes)
+
+
+def _varying(x: jax.Array) -> frozenset[str]:
+  """The mesh axes along which an array varies; none in a `shard_map` that does not track that."""
+  kind = jax.typeof(x)
+  return kind.vma if getattr(kind, "vma", None) is not None else kind.manual_axis_type.varying  # since jax 0.10
 
 
 def explicit_sharding(x: jax.Array) -> jax.sharding.NamedSharding | None:

@@ -13,6 +13,7 @@ from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 from optax_ext._common.applied import Applied, applied
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, stored_like
+from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
 from optax_ext._common.tpu import for_tpu
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
@@ -83,11 +84,13 @@ def quantize_state(
     that `state_shardings` and specs of the parameters fit; the layout is in these shapes, and so in a checkpoint.
     Updates have the parameters' dtypes (the gradients', without parameters). Where a mesh splits the last axis, rows
     exchange their maxima; blocks along another axis, or that end where a device's part does, exchange nothing. Inside
-    `jax.shard_map` a row must be whole on each device: split other axes, or use blocks.
+    `jax.shard_map` a row must be whole on each device: split other axes, or use blocks. `min_size` is of the whole
+    parameter there, too.
 
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
-      with a tree unlike the parameters; at update, where codes have another dtype than int8 or uint8.
+      with a tree unlike the parameters, or inside a `jax.shard_map` that does not tell the size of the whole; at
+      update, where codes have another dtype than int8 or uint8.
 
   Example:
     >>> tx, params = quantize_state(optax.adam(0.1)), {"kernel": jnp.linspace(1, 2, 8192).reshape(64, 128)}
@@ -130,7 +133,7 @@ def quantize_state(
       if leaf.dtype in CODES:
         raise ValueError(f"A moment has dtype {leaf.dtype} already, but quantize_state stores floating-point moments.")
       like_param = leaf.shape == jnp.shape(param) and jnp.issubdtype(leaf.dtype, jnp.floating)
-      return like_param and leaf.ndim > 0 and at_least(leaf.size, min_size)
+      return like_param and leaf.ndim > 0 and _reaches(param, min_size)
 
     def first_scale(dtype: Any, leaf: Any, param: Any) -> jax.Array:
       if not is_large(leaf, param):
@@ -261,6 +264,18 @@ class _Moments:
     new = iter(trees)
     leaves = zip(self._leaves, self._is_moment, strict=True)
     return self._treedef.unflatten([next(new) if is_moment else leaf for leaf, is_moment in leaves])
+
+
+def _reaches(param: Any, min_size: int) -> bool:
+  """Whether a parameter has so many elements, all devices' parts together."""
+  least, most = (at_least(size, min_size) for size in whole_size(param))
+  if least != most:
+    raise ValueError(
+      f"Inside jax.shard_map with check_vma=False quantize_state sees a part of shape {jnp.shape(param)} and cannot "
+      f"tell whether the whole parameter has min_size={min_size} elements: make the state outside, by jax.jit(tx.init, "
+      "out_shardings=state_shardings(tx, params, shardings))(params)."
+    )
+  return least
 
 
 def _check_codes(codes: jax.Array, scale: jax.Array, min_size: int) -> None:

@@ -140,6 +140,27 @@ def test_inside_shard_map_each_device_steps_its_rows():
 
 
 @pytest.mark.slow
+def test_inside_shard_map_the_layout_is_that_of_the_whole():
+  """Of a part of 2,048 elements of 4,096, and of a bias of 3,000 that each device has; its state is stepped there."""
+  mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
+  params = {"kernel": jnp.linspace(-1, 1, 4096).reshape(64, 64), "bias": jnp.ones(3000)}
+  specs = {"kernel": P("rows"), "bias": P()}
+  tx = quantize_state(optax.adam(1e-2))
+  want = jitted(tx.init)(params)
+  of_state = optax_ext.state_shardings(tx, params, jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs))
+  of_state = jax.tree.map(lambda sharding: sharding.spec, of_state)
+  inside = lambda f, args, results, check=True: jax.jit(
+    jax.shard_map(f, mesh=mesh, in_specs=args, out_specs=results, check_vma=check)
+  )
+  jax.tree.map(np.testing.assert_array_equal, inside(tx.init, (specs,), of_state)(params), want)
+  with pytest.raises(ValueError, match=r"a part of shape \(3000,\) .* make the state outside, by jax.jit\(tx.init"):
+    inside(tx.init, (specs,), of_state, False)(params)
+  step = lambda grads, state, params: update_and_apply(tx, grads, state, params)
+  got = inside(step, (specs, of_state, specs), (specs, of_state), False)(params, want, params)
+  assert_same(got, jitted(step)(params, want, params), 3e-6)
+
+
+@pytest.mark.slow
 def test_leaves_that_it_does_not_serve():
   """A warning names each and says why, and XLA steps them; small leaves, which have no codes, are not named."""
   params = {"odd": jnp.ones((5, 1000)), "good": jnp.ones((32, 128)), "small": jnp.ones(3)}

@@ -23,6 +23,7 @@ from optax_ext._optimizers import adamnx, caadam, exadam, nd_adam
 from optax_ext._run.apply import update_and_apply
 from optax_ext._run.convert import convert_moments
 from optax_ext._run.sharding import state_shardings
+from optax_ext._run.state_bytes import ArrayBytes, StateBytes, state_bytes
 from optax_ext._run.statistics import LayerStatisticsState, layer_statistics, read_statistics
 from optax_ext._sphere.axes import Axes, vector_mask
 from optax_ext._sphere.logits import l2_logits
@@ -51,8 +52,8 @@ __all__ = [
     # convert, sharding: a run on several machines, and from one optimizer to another
     "LayerStatisticsState", "convert_moments", "layer_statistics", "read_statistics", "state_shardings",
     # rounding, quantize, fused: less memory, and less of it moved
-    "QuantizedState", "SplitWeightsState", "Stochastic", "join_weights", "quantize_state", "split", "split_weights",
-    "stochastic", "update_and_apply",
+    "ArrayBytes", "QuantizedState", "SplitWeightsState", "StateBytes", "Stochastic", "join_weights", "quantize_state",
+    "split", "split_weights", "state_bytes", "stochastic", "update_and_apply",
     # paths, storage
     "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip

@@ -92,6 +92,9 @@ def quantize_state(
       with a tree unlike the parameters, or inside a `jax.shard_map` that does not tell the size of the whole; at
       update, where codes have another dtype than int8 or uint8.
 
+  Warns:
+    UserWarning: at init, where no moment is coded; at update, for what `kernel` does not serve.
+
   Example:
     >>> tx, params = quantize_state(optax.adam(0.1)), {"kernel": jnp.linspace(1, 2, 8192).reshape(64, 128)}
     >>> state = tx.init(params)
@@ -147,7 +150,9 @@ def quantize_state(
     unfolded = jax.lax.optimization_barrier  # XLA would work out the maxima of all zeros while it compiles
     like = [params] * len(moments.trees)
     scale = moments.map(first_scale, like)
-    return QuantizedState(moments.replaced(moments.map(first_codes, like, scale)), scale)
+    codes = moments.map(first_codes, like, scale)
+    _warn_if_none_is_coded(codes, min_size)
+    return QuantizedState(moments.replaced(codes), scale)
 
   def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
     _check_codes(codes, scale, min_size)
@@ -276,6 +281,17 @@ def _reaches(param: Any, min_size: int) -> bool:
       "out_shardings=state_shardings(tx, params, shardings))(params)."
     )
   return least
+
+
+def _warn_if_none_is_coded(moments: Any, min_size: int) -> None:
+  leaves = jax.tree.leaves(moments)
+  if leaves and not any(leaf.dtype in CODES for leaf in leaves):
+    warnings.warn(
+      f"quantize_state stores no moment in 8 bits: the largest of these {len(leaves)} has "
+      f"{max(leaf.size for leaf in leaves)} elements, and min_size={min_size} or more of real numbers in the shape of "
+      "their parameter are coded. Give a smaller min_size; state_bytes(tx, params) shows what each leaf takes.",
+      stacklevel=3,
+    )
 
 
 def _check_codes(codes: jax.Array, scale: jax.Array, min_size: int) -> None:

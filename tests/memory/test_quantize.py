@@ -1,5 +1,7 @@
 """8-bit moments: the codes against a table, the wrapper in every surrounding, training against float32."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -225,6 +227,7 @@ def test_a_gradient_that_is_not_finite_shows():
       np.testing.assert_array_equal(np.argwhere(np.isnan(state.scale[0]["kernel"]))[:, 0], [37])
 
 
+@pytest.mark.filterwarnings("ignore:quantize_state stores no moment")
 def test_state_in_bytes():
   params = {"w": jnp.zeros((256, 256))}
   stored = lambda **kwargs: sum(
@@ -473,6 +476,18 @@ def test_codes_that_were_cast_are_refused(params):
   narrow = state._replace(scale=jax.tree.map(lambda leaf: leaf.update(dtype=jnp.bfloat16), state.scale))
   with pytest.raises(ValueError, match="scales in bfloat16, but"):
     jax.eval_shape(tx.update, params, narrow, params)
+
+
+def test_a_word_where_nothing_is_coded():
+  small, tx = {"conv": jnp.ones((3, 3, 16)), "bias": jnp.ones(16)}, quantize_state(optax.adam(1e-3))
+  says = "no moment in 8 bits: the largest of these 4 has 144 elements, and min_size=4096"
+  with pytest.warns(UserWarning, match=says) as caught:
+    jax.eval_shape(tx.init, small)
+  assert len(caught) == 1
+  with warnings.catch_warnings(action="error"):
+    jax.eval_shape(quantize_state(optax.adam(1e-3), min_size=144).init, small)
+    jax.eval_shape(tx.init, PARAMS | small)
+    tx.init({})
 
 
 def test_one_trace_all_donated_and_no_temporaries():

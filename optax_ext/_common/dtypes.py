@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import map_with_paths
 
 
@@ -128,6 +129,9 @@ def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransform
   Returns:
     An `optax.GradientTransformationExtraArgs` whose state is `inner`'s own.
 
+  Raises:
+    ValueError: at update, where the state is one of another transformation; the first difference is named.
+
   Example:
     >>> tx = cast_updates(optax.scale(jnp.float32(0.5)))
     >>> weights = jnp.ones(3, jnp.bfloat16)
@@ -141,4 +145,4 @@ def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransform
     updates, state = inner.update(updates, state, params, **extra_args)
     return map_with_paths(lambda path, update, leaf: jnp.asarray(update, leaf_dtype(leaf)), updates, like), state
 
-  return optax.GradientTransformationExtraArgs(inner.init, update)
+  return with_layout_errors(inner.init, update)

@@ -48,12 +48,12 @@ def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> lis
 
 
 def is_box(node: Any) -> bool:
-  return _boxes(type(node))
+  return boxes(type(node))
 
 
 @functools.cache
-def _boxes(kind: type) -> bool:
-  """Whether Flax boxes parameters in this type: `nn.Partitioned` and its like, NNX variables. Flax is not imported."""
+def boxes(kind: type) -> bool:
+  """Whether Flax boxes parameters in a type: `nn.Partitioned` and its like, NNX variables. Flax is not imported."""
   names = [base.__name__ for base in kind.__mro__ if base.__module__.partition(".")[0] == "flax"]
   return not {"AxisMetadata", "Variable", "VariableState"}.isdisjoint(names)
 

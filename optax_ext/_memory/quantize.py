@@ -13,6 +13,7 @@ from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 from optax_ext._common.applied import Applied, applied
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, stored_like
+from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
 from optax_ext._common.tpu import for_tpu
@@ -230,7 +231,7 @@ def quantize_state(
       )
     return steps
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  return with_layout_errors(init, update)
 
 
 class _Moments:

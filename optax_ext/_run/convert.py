@@ -14,7 +14,7 @@ from optax_ext._moments.gains import one_minus_decay_power
 Decays = tuple[Scalar, Scalar]
 
 
-def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: Decays) -> Any:
+def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: Decays, schedules: str = "keep") -> Any:
   """The state of a new optimizer that goes on where an old one stopped: its moments, its count, its schedules.
 
       m ← m·(1 − β₁'ᵗ)/(1 − β₁ᵗ)     v ← v·(1 − β₂'ᵗ)/(1 − β₂ᵗ)
@@ -32,7 +32,8 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
 
   Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in its place in `state`, so that wrappers
   (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Every schedule of
-  `new_state` goes on at the count of the moments before it. All else (injected hyperparameters, the counts and the
+  `new_state` goes on at the count of the moments before it, or starts again. What else the two chains hold may differ:
+  a weight decay, a mask, a schedule. All else (injected hyperparameters, the counts and the
   gradients of `MultiSteps`) is what it is in `new_state`.
 
   ND-Adam is not among them: it keeps one second moment for each vector, which cannot be made of, nor made into, one for
@@ -43,14 +44,16 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
     new_state: `tx.init(params)` of the new optimizer.
     decays: (β₁, β₂) of the averages in `state`.
     new_decays: (β₁', β₂') of the averages in `new_state`.
+    schedules: `"keep"` lets schedules (learning rate, weight decay) go on at count t; `"restart"` starts them at 0, for
+      a new warm-up or another cosine. Moments and their bias corrections go on at t all the same.
 
   Returns:
     A tree like `new_state`, with the same dtypes. It can be computed under `jax.jit`.
 
   Raises:
     TypeError: a decay rate is not a number.
-    ValueError: a decay rate is not in [0, 1); one of the states has no moments, or not as many as the other; their
-      leaves differ in paths or shapes, or are codes of `quantize_state`.
+    ValueError: a decay rate is not in [0, 1); `schedules` is neither of the two; one of the states has no moments, or
+      not as many as the other; their leaves differ in paths or shapes, or are codes of `quantize_state`.
 
   Example:
     From AdamW to AdamNX, in the middle of a run:
@@ -73,6 +76,8 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
       raise TypeError(f"{name} must be a tuple of two numbers (b1, b2), but was {pair!r}.")
     for i, b in enumerate(pair):
       check_number(f"{name}[{i}]", b, "[0, 1)")
+  if schedules not in ("keep", "restart"):
+    raise ValueError(f'schedules must be "keep" or "restart", but was {schedules!r}.')
   old, new = _moments(state), _moments(new_state)
   if len(old) != len(new) or not old:
     raise ValueError(
@@ -88,7 +93,7 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
       moments = next(converted)
       count = jax.tree.leaves(moments.count)[0]
       return moments
-    if _is_count(node):
+    if _is_count(node) and schedules == "keep":
       return node._replace(count=_with_value(node.count, count))
     return node
 

@@ -15,6 +15,7 @@ import optax
 from optax_ext._common.applied import Applied
 from optax_ext._common.dims import is_number
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, leaf_dtype
+from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import explicit_sharding, resolve_names, split_axes
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._common.retrace import once_per_shape
@@ -137,7 +138,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
 
     return map_with_paths(kernel_or_step, *leaves), fallbacks
 
-  return optax.GradientTransformationExtraArgs(chain.init, update)
+  return with_layout_errors(chain.init, update)
 
 
 def _moved(
@@ -170,7 +171,7 @@ def _on_cpu(this: Callable[..., Any], otherwise: Callable[..., Any], *args: Any)
 def _warn_of(fallbacks: list[str]) -> None:
   if fallbacks:
     warnings.warn(
-      f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=4
+      f"nd_adam's kernel does not serve these leaves, which XLA steps: {'; '.join(fallbacks)}.", stacklevel=5
     )
 
 

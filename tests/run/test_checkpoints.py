@@ -462,3 +462,64 @@ def test_conversion_errors():
     convert(state, new, decays=(0.9, 1.0))
   with pytest.raises(TypeError, match=r"new_decays must be a tuple of two numbers \(b1, b2\), but was None"):
     convert(state, new, new_decays=None)
+  with pytest.raises(ValueError, match='schedules must be "keep" or "restart", but was True'):
+    convert_moments(state, new, decays=DECAYS, new_decays=(0, 0), schedules=True)
+
+
+def test_schedules_may_start_again():
+  """A second cosine: moments and their bias corrections go on, learning rate and decay are those of a new run."""
+  old, new = optax.adamw(RATE), optax_ext.exadam(RATE, weight_decay=RATE, log_step=False)
+  got = convert_moments(after(old), new.init(PARAMS), decays=DECAYS, new_decays=DECAYS, schedules="restart")
+  kept = convert_moments(after(old), new.init(PARAMS), decays=DECAYS, new_decays=DECAYS)
+  has_count = lambda node: "count" in getattr(node, "_fields", ())
+  counts = lambda state: [int(node.count) for node in jax.tree.leaves(state, is_leaf=has_count)]
+  assert counts(got) == [30, 0, 0]
+  assert counts(kept) == [30, 30, 30]
+  assert identical(moments_of(got), moments_of(kept))
+  with pytest.raises(AssertionError):
+    jax.tree.map(
+      np.testing.assert_array_equal,
+      *(new.update(PARAMS, state, PARAMS)[0] for state in (got, kept)),
+    )
+
+
+MASK = {name: True for name in PARAMS}
+LAYOUTS = {
+  "mask": (
+    optax_ext.exadam(1e-3),
+    optax_ext.exadam(1e-3, weight_decay=0.1, mask=MASK),
+    r"state\[2\] is of type EmptyState, where the optimizer has MaskedState",
+  ),
+  "schedule of decay": (
+    optax_ext.adamnx(1e-3),
+    optax_ext.adamnx(1e-3, weight_decay=RATE),
+    r"state\[1\] is of type EmptyState, where the optimizer has WeightDecaySchedule",
+  ),
+  "one link more": (
+    optax_ext.exadam(1e-3),
+    optax_ext.exadam(1e-3, rule=optax_ext.ByDepth()),
+    r"state has 4 parts \(.*\), where the optimizer has 5 \(ScaleByAdamState, .*\)",
+  ),
+  "nd_adam": (
+    optax.adamw(1e-3),
+    optax_ext.nd_adam(1e-3, axes=(0,)),
+    r"state has 3 parts \(.*\), where the optimizer has 5 \(EmptyState, ScaleByAdamState, .*\)",
+  ),
+  "8 bits": (
+    optax.adam(1e-3),
+    optax_ext.quantize_state(optax.adam(1e-3), min_size=1),
+    "state is of type tuple, where the optimizer has QuantizedState",
+  ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "says"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_state_of_another_layout(old, new, says):
+  """The difference is named; with a state of its own the same step raises nothing, or its own error."""
+  step = lambda state, params: jax.eval_shape(new.update, PARAMS, state, params)
+  with pytest.raises(ValueError, match=f"^The state is none of this optimizer: {says}. Another optimizer has made it"):
+    step(old.init(PARAMS), PARAMS)
+  step(jax.eval_shape(new.init, PARAMS), PARAMS)
+  if says.startswith("state has 3"):
+    with pytest.raises(ValueError, match=r"^project_out_params needs the current value of the parameters, but "):
+      step(jax.eval_shape(new.init, PARAMS), None)

@@ -11,7 +11,7 @@ from optax_ext._common.paths import boxes
 
 
 def with_layout_errors(
-  init: Callable[[Any], Any], update: Callable[..., tuple[Any, Any]]
+  init: optax.TransformInitFn, update: Callable[..., tuple[Any, Any]]
 ) -> optax.GradientTransformationExtraArgs:
   """A transformation whose `update`, where it fails, says what its state has in another layout than `init` makes.
 
@@ -33,7 +33,7 @@ def with_layout_errors(
   return optax.GradientTransformationExtraArgs(init, explained)
 
 
-def _difference_from(init: Callable[[Any], Any], state: Any, params: Any) -> str:
+def _difference_from(init: optax.TransformInitFn, state: Any, params: Any) -> str:
   """Where the layout of a state differs; nothing where it does not, or where none can be made of these parameters."""
   try:
     with warnings.catch_warnings(action="ignore"):

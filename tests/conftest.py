@@ -73,7 +73,7 @@ def _faults_of_the_reader_are_errors(monkeypatch):
 @pytest.fixture
 def interpreted_kernels(monkeypatch):
   """Kernels for TPUs run as plain programs, on any platform."""
-  monkeypatch.setattr(tpu, "INTERPRETED", True)
+  monkeypatch.setattr(tpu, "INTERPRETED", "tpu")
 
 
 @functools.cache

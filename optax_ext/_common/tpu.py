@@ -10,15 +10,26 @@ import jax.core
 from optax_ext._common.dims import is_number
 from optax_ext._common.dtypes import leaf_dtype
 
-INTERPRETED = False  # tests run kernels as plain programs, on any platform
+INTERPRETED = ""  # tests run the kernels for "tpu" or "cuda" as plain programs, on any platform
 LANES, SUBLANES = 128, 16  # a tile of memory; 16 rows for bfloat16, 8 would do for float32
 
 
-def for_tpu(kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
-  """Calls the kernel in a program for TPUs, wherever it is compiled, and the other function in all other programs."""
+def for_platform(platform: str, kernel: Callable[..., Any], otherwise: Callable[..., Any], *args: Any) -> Any:
+  """Calls the kernel in a program for a platform, wherever it is compiled, and the other function in all others."""
   if INTERPRETED:
     return kernel(*args)
-  return jax.lax.platform_dependent(*args, tpu=kernel, default=otherwise)
+  return jax.lax.platform_dependent(*args, **{platform: kernel}, default=otherwise)
+
+
+def platform_of_kernels() -> str:
+  """The platform whose kernels a program gets: "cuda" where a GPU is at hand or an abstract mesh names one, else "tpu".
+
+  A TPU's kernel can be compiled on any machine. A GPU's cannot: lowering asks jax which GPU there is, and fails.
+  """
+  if INTERPRETED:
+    return INTERPRETED
+  named = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
+  return "cuda" if (named.platform if named else jax.default_backend()) in ("gpu", "cuda") else "tpu"
 
 
 def on_chip() -> int:

@@ -84,14 +84,39 @@ class Program:
     return Elementwise(inputs, numbers, equations, results)
 
 
+def evaluated(equation: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:
+  """The result of an elementwise equation, on blocks of some shape."""
+  dtype = equation.outvars[0].aval.dtype
+  match equation.primitive.name:
+    case "broadcast_in_dim":
+      return jnp.full(shape, operands[0], dtype)
+    case "copy" | "stop_gradient":
+      return operands[0]
+    case "sign":  # jax's kernels ask which TPU this process has, and ahead of time it has none
+      x = operands[0].astype(jnp.float32)
+      return jnp.where(x > 0, 1, jnp.where(x < 0, -1, x)).astype(dtype)
+    case _:
+      return equation.primitive.bind(*operands, **equation.params)
+
+
 @dataclasses.dataclass(frozen=True)
 class Elementwise:
-  """A part of a program, for arrays of any one shape: variables and equations, in order."""
+  """A part of a program, for arrays of any one shape: variables and equations, in order, and how one is evaluated."""
 
   inputs: Sequence[Any]
   numbers: Sequence[Any]
   equations: Sequence[Any]
   results: Sequence[Any]
+  evaluate: Callable[..., jax.Array] = evaluated
+
+  def packed(self, numbers: Sequence[Any]) -> jax.Array:
+    """The numbers as one array of float32, after a first that keeps it from being empty."""
+    return jnp.stack([jnp.zeros([], jnp.float32), *(jnp.asarray(x, jnp.float32) for x in numbers)])
+
+  def unpacked(self, packed: Any) -> list[jax.Array]:
+    """The numbers, from that array or a reference to it."""
+    numbers = [(packed[i + 1], var.aval.dtype) for i, var in enumerate(self.numbers)]
+    return [x != 0 if dtype == jnp.bool_ else x.astype(dtype) for x, dtype in numbers]
 
   def __call__(self, numbers: Sequence[Any], *arrays: jax.Array) -> list[jax.Array]:
     """The results."""
@@ -99,15 +124,5 @@ class Elementwise:
     of = lambda var: var.val if is_literal(var) else value[var]
     for equation in self.equations:
       (var,), operands = equation.outvars, [of(operand) for operand in equation.invars]
-      match equation.primitive.name:
-        case "broadcast_in_dim":
-          result = jnp.full(arrays[0].shape, operands[0], var.aval.dtype)
-        case "copy" | "stop_gradient":
-          result = operands[0]
-        case "sign":  # jax's kernels ask which TPU this process has, and ahead of time it has none
-          x = operands[0].astype(jnp.float32)
-          result = jnp.where(x > 0, 1, jnp.where(x < 0, -1, x)).astype(var.aval.dtype)
-        case _:
-          result = equation.primitive.bind(*operands, **equation.params)
-      value[var] = result
+      value[var] = self.evaluate(equation, operands, arrays[0].shape)
     return [of(result) for result in self.results]

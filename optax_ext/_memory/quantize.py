@@ -16,10 +16,10 @@ from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
-from optax_ext._common.tpu import for_tpu
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
-from optax_ext._memory.step import Stepped, check_codes, rows_of, step_in_xla
+from optax_ext._memory.step import NO_KEY, Stepped, check_codes, kernel_of, step_in_xla
+from optax_ext._memory.stored import AS_IS, IN_CODES
 
 
 class QuantizedState(NamedTuple):
@@ -182,9 +182,9 @@ def quantize_state(
     updates, old, new = step(updates, state)
     codes = new.map(new_codes, old.trees, scale)
     if in_kernel is not None:  # XLA does not compute what is replaced here
-      updates = _replaced(updates, in_kernel, lambda leaf: Applied(leaf.param))
-      codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.codes[i]) for i, tree in enumerate(codes))
-      scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.scales[i]) for i, tree in enumerate(scale))
+      updates = _replaced(updates, in_kernel, lambda leaf: Applied(*leaf.weights))
+      codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][0]) for i, tree in enumerate(codes))
+      scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][1]) for i, tree in enumerate(scale))
     return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale)
 
   def steps_of_kernel(updates: Any, state: QuantizedState, params: Any, extra_args: dict[str, Any]) -> Any:
@@ -209,14 +209,10 @@ def quantize_state(
       try:
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
-        in_xla = functools.partial(step_in_xla, step)
-        args = program.values(step.numbers), grad, param, codes, scales
-        if kernel == "xla":
-          return in_xla(*args)
-        rows = rows_of(grad, param, scales[0])
-        from optax_ext._memory.kernel import step_in_kernel  # takes longer to import than all of optax_ext
-
-        return for_tpu(functools.partial(step_in_kernel, step, rows=rows), in_xla, *args)
+        kinds, parts = (AS_IS, *[IN_CODES] * count), [(param,), *zip(codes, scales, strict=True)]
+        fused = kernel_of(step, kinds, grad, parts) if kernel == "pallas" else functools.partial(step_in_xla, step, kinds)
+        weights, *stored = fused(program.values(step.numbers), NO_KEY, grad, parts)
+        return Stepped(weights, stored)
       except NotServedError as reason:
         unserved.append(f"{path!r}: {reason}")
         return None

@@ -19,7 +19,7 @@ from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import explicit_sharding, resolve_names, split_axes
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._common.retrace import once_per_shape
-from optax_ext._common.tpu import for_tpu
+from optax_ext._common.tpu import for_platform
 from optax_ext._moments.transform import Step
 from optax_ext._sphere.axes import resolve_axes
 from optax_ext._sphere.spec import Now, Spec, States
@@ -132,7 +132,7 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
         update, mu, nu = step(now, moved, path, grad, mu, nu, param)
         return optax.apply_updates(param, update), mu, nu
 
-      new = for_tpu(on_tpu, elsewhere, grad, mu, nu, param)
+      new = for_platform("tpu", on_tpu, elsewhere, grad, mu, nu, param)
       applied: Any = Applied(new[0])
       return Step(applied, new[1], new[2])
 

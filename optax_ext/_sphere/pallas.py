@@ -96,7 +96,7 @@ def kernel_step(
       transcendentals=2 * nu.size,
       bytes_accessed=grad.nbytes + 2 * (param.nbytes + mu.nbytes + arrays[2].nbytes),
     ),
-    interpret=tpu.INTERPRETED,
+    interpret=bool(tpu.INTERPRETED),
     name="nd_adam",
   )(numbers, grad.reshape(matrix), *arrays)
   return new[0].reshape(param.shape), new[1].reshape(mu.shape), store(new[2], nu.dtype).reshape(nu.shape)

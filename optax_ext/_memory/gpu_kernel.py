@@ -1,0 +1,76 @@
+"""Blocks of the kernel that steps stored moments on NVIDIA GPUs. Experimental: compiled ahead of time for H100, not yet
+run on one.
+
+Pallas compiles it by Triton, which serves Ampere and later. (Mosaic GPU, its successor in Pallas, begins with Hopper.)
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from optax_ext._memory.elementwise import Elementwise, evaluated
+from optax_ext._memory.kernel import Blocks, step_in_kernel
+from optax_ext._memory.stored import Parts, Storage
+
+ELEMENTS = 8  # of a thread: 16 bytes of bfloat16 in one load
+WARP = 32  # threads
+
+
+def step_on_gpu(
+  step: Elementwise,
+  kinds: Sequence[Storage],
+  tile: tuple[int, int, int],
+  numbers: Any,
+  key: Any,
+  grad: Any,
+  parts: Sequence[Parts],
+) -> list[Parts]:
+  """A step in one pass, in blocks as `tile_of` says."""
+  step = dataclasses.replace(step, evaluate=evaluated_in_triton)
+  return step_in_kernel(step, kinds, GpuBlocks(*tile), numbers, key, grad, parts)
+
+
+def evaluated_in_triton(equation: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:
+  """The result of an elementwise equation, where Pallas' own by Triton is another one or none.
+
+  Its maximum and minimum lose NaN, it does not round, and it divides float32 alone.
+  """
+  dtype = equation.outvars[0].aval.dtype
+  match equation.primitive.name:
+    case "max" | "min" | "clamp" | "round" | "div" :
+      pass
+  return evaluated(equation, operands, shape)
+
+
+class GpuBlocks(Blocks):
+  """Scale blocks of the last axis, or whole rows. Triton's blocks have a power of two of elements in each axis.
+
+  What a block has beyond the leaf is neither read nor written.
+  """
+
+  @property
+  def scalars(self) -> pl.BlockSpec:
+    return pl.BlockSpec()
+
+  @property
+  def compiler_params(self) -> Any:
+    return triton.CompilerParams(num_warps=self.rows * self.width // (WARP * ELEMENTS))
+
+  def of_rows(self, x: jax.Array) -> tuple[jax.Array, pl.BlockSpec]:
+    return x.reshape(-1, 1), pl.BlockSpec((self.rows, 1), lambda i: (i, 0))
+
+  def load(self, ref: Any) -> jax.Array:
+    return ref[...]
+
+  def store(self, ref: Any, x: jax.Array) -> None:
+    ref[...] = x
+
+  def inside(self, x: jax.Array) -> jax.Array:
+    if self.width == self.columns:
+      return x
+    return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, 1) < self.columns, x, jnp.zeros_like(x))

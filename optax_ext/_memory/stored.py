@@ -1,0 +1,50 @@
+"""How the numbers of a leaf are kept in memory: as they are, or as codes and scales. A step reads and writes each kind."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+
+from optax_ext._memory.codes import decode, encode, scale_for
+from optax_ext._memory.elementwise import Elementwise
+
+Parts = tuple[jax.Array, ...]
+"""The arrays that hold the numbers of one array: some of its shape, others with one number for each row or block."""
+Words = Callable[[], jax.Array]
+"""Gives a random uint32 for each element, to round with; what is never called costs nothing."""
+
+
+class Storage(NamedTuple):
+  """A way to keep numbers in parts.
+
+      numbers = read(*parts),     parts = write(numbers, words, *old parts)
+
+  Both work on whole arrays and on any block of whole rows.
+  """
+
+  read: Callable[..., jax.Array]
+  write: Callable[..., Parts]
+
+
+def _written(x: jax.Array, words: Words, old: jax.Array) -> Parts:
+  del words
+  return (x.astype(old.dtype),)
+
+
+def _coded(x: jax.Array, words: Words, codes: jax.Array, scale: jax.Array) -> Parts:
+  del words
+  scale = scale_for(x, scale.shape, codes.dtype)
+  return encode(x, scale, codes.dtype), scale
+
+
+AS_IS = Storage(lambda x: x, _written)
+IN_CODES = Storage(decode, _coded)
+
+
+def step_stored(
+  step: Elementwise, kinds: Sequence[Storage], numbers: Any, grad: jax.Array, parts: Sequence[Parts], words: Words
+) -> list[Parts]:
+  """A step on arrays as they are stored: the weights first, then the moments."""
+  old = [kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)]
+  new = step(numbers, grad, *old)
+  return [kind.write(x, words, *of_one) for kind, x, of_one in zip(kinds, new, parts, strict=True)]

@@ -35,7 +35,7 @@ IN_A_KERNEL = {
   "add": lambda x, y, n: x + y + n,
   "and": lambda x, y, n: _shown((x > y) & (x > n), x),
   "ceil": lambda x, y, n: lax.ceil(x),
-  "clamp": lambda x, y, n: lax.clamp(-abs(y), x, abs(y)) + lax.clamp(n, x, jnp.float32(2)),
+  "clamp": lambda x, y, n: lax.clamp(-abs(y), x, abs(y)) + lax.clamp(n, x, jnp.full((), 2, x.dtype)),
   "convert_element_type": lambda x, y, n: x.astype(jnp.bfloat16).astype(jnp.float32) + (x > y).astype(jnp.float32),
   "copy": lambda x, y, n: lax.copy_p.bind(x),
   "div": lambda x, y, n: x / y + x / n + n / x,

@@ -1,5 +1,7 @@
 """What kernels for TPUs share: which leaves they serve, and how much memory they may take."""
 
+import contextlib
+import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -30,6 +32,17 @@ def platform_of_kernels() -> str:
     return INTERPRETED
   named = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
   return "cuda" if (named.platform if named else jax.default_backend()) in ("gpu", "cuda") else "tpu"
+
+
+def import_pallas() -> None:
+  """Imports Pallas, for an optimizer that will want it.
+
+  Where a traced function imports it, jax 0.12 takes the next call for one in other settings, and traces and compiles
+  the function once more.
+  """
+  for name in ("tpu", "triton"):
+    with contextlib.suppress(ImportError):  # not every version of jax has both
+      importlib.import_module(f"jax.experimental.pallas.{name}")
 
 
 def on_chip() -> int:

@@ -5,7 +5,8 @@ Pallas compiles it by Triton, which serves Ampere and later. (Mosaic GPU, its su
 """
 
 import dataclasses
-from collections.abc import Sequence
+import operator
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -36,15 +37,40 @@ def step_on_gpu(
 
 
 def evaluated_in_triton(equation: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:
-  """The result of an elementwise equation, where Pallas' own by Triton is another one or none.
+  """The result of an elementwise equation, in operations that Pallas' Triton has, and has right.
 
-  Its maximum and minimum lose NaN, it does not round, and it divides float32 alone.
+  Its maximum and minimum lose NaN, it has no rounding, and it divides no bfloat16: narrow floats are float32 here.
   """
-  dtype = equation.outvars[0].aval.dtype
-  match equation.primitive.name:
-    case "max" | "min" | "clamp" | "round" | "div" :
-      pass
-  return evaluated(equation, operands, shape)
+  name, dtype = equation.primitive.name, equation.outvars[0].aval.dtype
+  if name not in ("broadcast_in_dim", "convert_element_type"):
+    operands = [
+      x.astype(jnp.float32) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in map(jnp.asarray, operands)
+    ]
+  match name:
+    case "max":
+      result = _first(operator.gt, *operands)
+    case "min":
+      result = _first(operator.lt, *operands)
+    case "clamp":
+      low, x, high = operands
+      result = _first(operator.lt, _first(operator.gt, x, low), high)
+    case "round":
+      result = _rounded(*operands, to_even=equation.params["rounding_method"] == jax.lax.RoundingMethod.TO_NEAREST_EVEN)
+    case _:
+      result = evaluated(equation, operands, shape)
+  return result.astype(dtype)
+
+
+def _first(comes_before: Callable[..., jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+  """The larger or smaller of two numbers, or NaN if one of both is."""
+  return jnp.where(comes_before(x, y) | (x != x), x, y)
+
+
+def _rounded(x: jax.Array, *, to_even: bool) -> jax.Array:
+  """The nearest integer; of two, the even one or that away from zero."""
+  below = jnp.floor(x)
+  half = below != 2 * jnp.floor(below / 2) if to_even else x > 0
+  return below + jnp.where((x - below > 0.5) | ((x - below == 0.5) & half), 1, 0)
 
 
 class GpuBlocks(Blocks):

@@ -80,7 +80,7 @@ def step_in_kernel(
   kinds: Sequence[Storage],
   blocks: Blocks,
   numbers: Any,
-  key: jax.Array,
+  key: Any,
   grad: jax.Array,
   parts: Sequence[Parts],
 ) -> list[Parts]:

@@ -16,6 +16,7 @@ from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
+from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
 from optax_ext._memory.step import NO_KEY, Stepped, check_codes, kernel_of, step_in_xla
@@ -121,6 +122,8 @@ def quantize_state(
     raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {axis!r}.")
   if kernel not in (None, "xla", "pallas"):
     raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
+  if kernel == "pallas":
+    import_pallas()
   tx = cast_updates(tx)  # which would have the dtype of decoded moments
 
   def init(params: optax.Params) -> QuantizedState:
@@ -210,7 +213,8 @@ def quantize_state(
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
         kinds, parts = (AS_IS, *[IN_CODES] * count), [(param,), *zip(codes, scales, strict=True)]
-        fused = kernel_of(step, kinds, grad, parts) if kernel == "pallas" else functools.partial(step_in_xla, step, kinds)
+        in_xla = functools.partial(step_in_xla, step, kinds)
+        fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
         weights, *stored = fused(program.values(step.numbers), NO_KEY, grad, parts)
         return Stepped(weights, stored)
       except NotServedError as reason:

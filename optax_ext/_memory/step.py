@@ -87,8 +87,10 @@ def kernel_of(
   # Pallas takes longer to import than all of optax_ext
   if platform == "cuda":
     tile = tile_of(grad, param, scale)
-    from optax_ext._memory.gpu_kernel import step_on_gpu
-
+    try:
+      from optax_ext._memory.gpu_kernel import step_on_gpu
+    except ImportError as error:  # Triton is deprecated in Pallas since jax 0.11
+      raise NotServedError(f"this jax has no Pallas for Triton ({error})") from error
     kernel = functools.partial(step_on_gpu, step, kinds, tile)
   else:
     rows = rows_of(grad, param, scale)
@@ -99,7 +101,7 @@ def kernel_of(
 
 
 def step_in_xla(
-  step: Elementwise, kinds: Sequence[Storage], numbers: Any, key: jax.Array, grad: Any, parts: Sequence[Parts]
+  step: Elementwise, kinds: Sequence[Storage], numbers: Any, key: Any, grad: Any, parts: Sequence[Parts]
 ) -> list[Parts]:
   """A step in two passes over memory, of 22 bytes and the scales.
 

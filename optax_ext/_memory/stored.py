@@ -1,4 +1,4 @@
-"""How the numbers of a leaf are kept in memory: as they are, or as codes and scales. A step reads and writes each kind."""
+"""How a leaf's numbers are kept in memory: as they are, or as codes and scales. A step reads and writes each kind."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import jax
 
 from optax_ext._memory.codes import decode, encode, scale_for
-from optax_ext._memory.elementwise import Elementwise
 
 Parts = tuple[jax.Array, ...]
 """The arrays that hold the numbers of one array: some of its shape, others with one number for each row or block."""
@@ -42,7 +41,12 @@ IN_CODES = Storage(decode, _coded)
 
 
 def step_stored(
-  step: Elementwise, kinds: Sequence[Storage], numbers: Any, grad: jax.Array, parts: Sequence[Parts], words: Words
+  step: Callable[..., Sequence[jax.Array]],
+  kinds: Sequence[Storage],
+  numbers: Any,
+  grad: jax.Array,
+  parts: Sequence[Parts],
+  words: Words,
 ) -> list[Parts]:
   """A step on arrays as they are stored: the weights first, then the moments."""
   old = [kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)]

@@ -19,7 +19,7 @@ from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import explicit_sharding, resolve_names, split_axes
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._common.retrace import once_per_shape
-from optax_ext._common.tpu import for_platform
+from optax_ext._common.tpu import for_platform, import_pallas
 from optax_ext._moments.transform import Step
 from optax_ext._sphere.axes import resolve_axes
 from optax_ext._sphere.spec import Now, Spec, States
@@ -52,6 +52,8 @@ def in_one_pass(spec: Spec, kernel: str | None = None) -> optax.GradientTransfor
   """
   if kernel not in (None, "pallas"):
     raise ValueError(f'kernel must be None or "pallas", but was {kernel!r}.')
+  if kernel:
+    import_pallas()
   chain, axes_of, names_of = spec.chain(), resolve_axes(spec.axes), resolve_names(spec.axis_name)
   vectors_of = lambda path, leaf: axes_of(path, leaf) or ()  # of leaves that are served, and so have some
 

@@ -1,0 +1,114 @@
+"""The kernel for NVIDIA GPUs, interpreted on this machine, against the same step by XLA; how arrays are stored."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import stored_weights
+from support import jitted
+from test_quantize_kernel import COSINE, assert_same, trained
+
+import optax_ext
+from optax_ext._common import tpu
+from optax_ext._memory.elementwise import NotServedError
+from optax_ext._memory.quantize import quantize_state
+from optax_ext._memory.step import kernel_of, step_in_xla, tile_of
+from optax_ext._memory.threefry import random_words
+from optax_ext._run.apply import update_and_apply
+
+
+@pytest.fixture(autouse=True)
+def _interpreted(monkeypatch):
+  monkeypatch.setattr(tpu, "INTERPRETED", "cuda")
+
+
+def leaf(*shape, dtype=jnp.float32):
+  return {"kernel": jnp.linspace(-1, 1, int(np.prod(shape)), dtype=dtype).reshape(shape)}
+
+
+CASES = {
+  "blocks": (leaf(10, 256), 128, optax_ext.exadam(COSINE, weight_decay=0.1)),
+  "rows": (leaf(3, 5, 200), None, optax.chain(optax.clip(0.3), optax.inject_hyperparams(optax.lion)(COSINE))),
+  "narrow": (leaf(8, 256, dtype=jnp.bfloat16), 256, optax_ext.adamnx(1e-2)),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_takes_the_same_steps(name):
+  """Its blocks end beyond the last row, and beyond the last column of rows of 200: nothing is read or written there."""
+  params, block, tx = CASES[name]
+  make = lambda kernel: quantize_state(tx, block=block, axis=-1, min_size=1, kernel=kernel)
+  state = jax.eval_shape(make(None).init, params)
+  program = str(jax.make_jaxpr(functools.partial(update_and_apply, make("pallas")))(params, state, params))
+  assert program.count("pallas_call") == 1
+  tolerance = 2**-7 if name == "narrow" else 3e-6
+  assert_same(trained(make("pallas"), params, 2), trained(make(None), params, 2), tolerance)
+
+
+def test_a_broken_block_stays_one_block():
+  """Though its maximum is lost on a GPU, where that of NaN and 1 is 1, also through an optimizer's own maximum."""
+  params = {"kernel": jnp.ones((4, 200))}
+  grads = {"kernel": jnp.ones((4, 200)).at[2, 105].set(jnp.nan)}
+  tx = optax.chain(optax.clip(0.5), optax_ext.adamnx(1e-2))
+  tx = quantize_state(tx, block=100, axis=-1, min_size=1, kernel="pallas")
+  params, state = jitted(functools.partial(update_and_apply, tx))(grads, jitted(tx.init)(params), params)
+  for scales in state.scale:
+    assert np.argwhere(np.isnan(scales["kernel"])).tolist() == [[2, 1]]
+  assert np.argwhere(np.isnan(params["kernel"])).tolist() == [[2, 105]]
+
+
+@pytest.mark.slow
+def test_weights_in_parts_are_rounded_by_the_same_bits(monkeypatch):
+  """By each kernel as by XLA, in all of its blocks. Another key moves weights by one unit of their 24 bits at most."""
+  shape = (96, 128)
+  step, parts = stored_weights.adam(shape), stored_weights.parts_of(shape, (96, 1))
+  grad = jax.random.normal(jax.random.key(9), shape, jnp.bfloat16)
+  key = jnp.array([7, 2**32 - 3], jnp.uint32)
+  by_xla = jitted(functools.partial(step_in_xla, step, stored_weights.KINDS))
+  want = by_xla([], key, grad, parts)
+  for platform in ("tpu", "cuda"):
+    monkeypatch.setattr(tpu, "INTERPRETED", platform)
+    weights, *moments = jitted(kernel_of(step, stored_weights.KINDS, grad, parts))([], key, grad, parts)
+    assert_same(moments, want[1:], 3e-6)
+    for part, wanted in zip(weights, want[0], strict=True):
+      assert part.dtype == wanted.dtype
+      assert np.mean(part != wanted) < 0.005  # where a sum was rounded otherwise
+  read = stored_weights.IN_TWO_PARTS.read
+  apart = [np.asarray(read(*by_xla([], key, grad, parts)[0])).view(np.int32) for key in (key, key + 1)]
+  assert set(np.unique(apart[1] - apart[0])) == {-256, 0, 256}
+
+
+@pytest.mark.parametrize("shape", [(3, 1000), (7,)])
+def test_random_words_are_those_of_jax(shape):
+  key = jax.random.key(5, impl="threefry2x32")
+  places = jnp.arange(np.prod(shape), dtype=jnp.uint32).reshape(shape)
+  np.testing.assert_array_equal(random_words(jax.random.key_data(key), places), jax.random.bits(key, shape))
+
+
+def test_blocks_have_a_power_of_two_of_elements():
+  describe = lambda shape, dtype=jnp.float32: jax.ShapeDtypeStruct(shape, dtype)
+  tile = lambda shape, scale, dtype=jnp.float32: tile_of(*[describe(shape, dtype)] * 2, describe(scale))
+  assert tile((4096, 4096), (4096, 32)) == (8, 128, 128)
+  assert tile((50257, 768), (50257, 1)) == (1, 768, 1024)
+  assert tile((5, 6, 40), (5, 6, 4)) == (64, 10, 16)
+  assert tile((3, 8192), (3, 1)) == (1, 8192, 8192)
+  for shape, scale, dtype, reason in (
+    ((4096, 4096), (32, 4096), jnp.float32, "not for blocks or rows of the last axis"),
+    ((32, 8193), (32, 1), jnp.float32, "rows of 8193 elements do not fit in registers: set block"),
+    ((32, 128), (32, 1), jnp.float16, "its dtypes are float16"),
+  ):
+    with pytest.raises(NotServedError, match=reason):
+      tile(shape, scale, dtype)
+
+
+def test_a_gpu_must_be_known(monkeypatch):
+  """A program that is made where no GPU is has none of its kernels, as jax would refuse to compile them."""
+  monkeypatch.setattr(tpu, "INTERPRETED", "")
+  assert tpu.platform_of_kernels() == "tpu"
+  device = jax.sharding.AbstractDevice("NVIDIA H100 80GB HBM3", None, "cuda")
+  with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
+    assert tpu.platform_of_kernels() == "cuda"

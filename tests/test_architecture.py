@@ -107,3 +107,12 @@ def test_importing_the_library_imports_little_else():
 
   added = {name for name in loaded("optax_ext") - loaded("optax") if name.partition(".")[0] != "optax_ext"}
   assert not added, added
+
+
+def test_pallas_is_imported_before_a_function_is_traced(monkeypatch):
+  """Imported within a trace, it makes jax 0.12 trace and compile the function once more."""
+  imported = []
+  monkeypatch.setattr(importlib, "import_module", imported.append)
+  optax_ext.quantize_state(optax_ext.adamnx(1.0), kernel="pallas")
+  optax_ext.nd_adam(1.0, kernel="pallas")
+  assert imported == ["jax.experimental.pallas.tpu", "jax.experimental.pallas.triton"] * 2

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from cases import Case, kernels
 from jax.sharding import SingleDeviceSharding
-from targets import compile_for, devices_of, kind_of
+from targets import compile_for, devices_of, kind_of, lowering_for
 from traffic import bytes_moved, reused_bytes
 
 
@@ -42,12 +42,13 @@ def cost_of(case: Case, target: str, leaves: int = 4, side: int = 4096) -> Cost:
     traces.append(1)
     return case.step(case.tx, grads, state, params)
 
-  params = on_device(kernels(leaves, side))
+  params = on_device(kernels(leaves, side, case.dtype))
   state = on_device(jax.eval_shape(case.tx.init, params))
   step = jax.jit(step, donate_argnums=(0, 1))
-  compiled = compile_for(target, step.lower(params, state, params))
-  results = step.eval_shape(params, state, params)
-  step.lower(*on_device(results), params)  # the next step
+  with lowering_for(target):
+    compiled = compile_for(target, step.lower(params, state, params))
+    results = step.eval_shape(params, state, params)
+    step.lower(*on_device(results), params)  # the next step
   text = compiled.as_text() or ""
   size = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
   # What a kernel says of itself XLA believes, and there the operands are counted too.

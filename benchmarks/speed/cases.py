@@ -46,12 +46,14 @@ class Case:
     limits: Bytes per parameter that the step may move, by target or kind of target, "tpu" or "gpu".
     temporaries: Bytes that it may need besides, as a part of the parameters' bytes.
     step: From (tx, grads, state, params) to (params, state).
+    dtype: Of the parameters and gradients.
   """
 
   tx: optax.GradientTransformation
   limits: dict[str, float] = dataclasses.field(default_factory=lambda: ADAM)
   temporaries: float = 0.01
   step: Callable[..., tuple[Any, Any]] = update_then_apply
+  dtype: Any = jnp.float32
 
   def limit(self, target: str) -> float | None:
     """The limit for a target; `None` if the step is not for it."""
@@ -113,9 +115,24 @@ CASES = {
   **{f"{name}, 8 bits, a scale per row": Case(quantize_state(make(RATE)), BY_ROW) for name, make in PAPERS.items()},
   **{
     f"{name}, 8 bits, kernel": Case(
-      quantize_state(make(COSINE, weight_decay=0.1), kernel="pallas"), on_large_chips(16.1), step=update_and_apply
+      quantize_state(make(COSINE, weight_decay=0.1), kernel="pallas"),
+      on_large_chips(16.1) | {"gpu": 16.1},
+      step=update_and_apply,
     )
     for name, make in PAPERS.items()
+  },
+  **{
+    f"exadam, bfloat16 weights, 8 bits, kernel, {blocks}": Case(
+      quantize_state(optax_ext.exadam(COSINE, weight_decay=0.1), block=block, axis=-1, kernel="pallas"),
+      limits,
+      step=update_and_apply,
+      dtype=jnp.bfloat16,
+    )
+    for blocks, block, limits in (
+      ("a scale per row", None, on_large_chips(10.1) | {"gpu": 10.1}),
+      ("blocks of 256", 256, {"gpu": 10.1}),
+      ("blocks of 128", 128, {"gpu": 10.13}),  # 1/16 of a byte for each scale, read and written
+    )
   },
   **{
     f"{name}, 8 bits, blocks of {block} along axis {axis}": Case(

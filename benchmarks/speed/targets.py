@@ -3,6 +3,7 @@
 XLA's compilers come as Python packages: pip install -e ".[aot]".
 """
 
+import contextlib
 import functools
 import os
 import pathlib
@@ -35,6 +36,14 @@ def devices_of(target: str) -> list[Any]:
     return list(topologies.get_topology_desc(topology_name=TPUS[target], platform="tpu").devices)
   config = (pathlib.Path(__file__).parent / GPUS[target]).read_text()
   return list(topologies.get_topology_desc(platform="cuda", target_config=config, topology="1x1x1").devices)
+
+
+def lowering_for(target: str) -> contextlib.AbstractContextManager[Any]:
+  """What programs with kernels are traced and lowered in. jax asks which GPU one is for, and a mesh can tell it."""
+  if target in TPUS:
+    return contextlib.nullcontext()
+  device = jax.sharding.AbstractDevice(devices_of(target)[0].device_kind, None, "cuda")
+  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device))
 
 
 def compile_for(target: str, lowered: Any) -> Any:

@@ -76,10 +76,13 @@ def quantize_state(
     axis: The axis, from the last, −1, along which blocks lie. `None` is what the device at init reads fastest: −2 if
       `jax.default_backend()` is a TPU, else −1. The state keeps what it began with.
     kernel: How `update_and_apply` steps a leaf whose step is elementwise, as those of most optimizers are. `"pallas"`:
-      by one kernel on TPUs, 16 bytes per parameter, where there is a scale for each row. `"xla"`: in the shape of
-      blocks, 22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A warning names the
-      coded leaves that are not served. On a mesh call the kernel inside `jax.shard_map`: where no `jax.set_mesh` says
-      that there is one, XLA refuses to partition it.
+      by one kernel, 16 bytes per float32 parameter and 10 per bfloat16 one with bfloat16 gradients; on TPUs where there
+      is a scale for each row, on NVIDIA GPUs for rows and blocks of up to 8192 elements along the last axis. The kernel
+      for GPUs is experimental: compiled ahead of time for H100, not yet run on one. jax compiles it where it finds a
+      GPU, or where an abstract mesh names one; it cannot be exported by `jax.export`. `"xla"`: in the shape of blocks,
+      22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A warning names the coded
+      leaves that are not served. On a mesh call the kernel inside `jax.shard_map`: where no `jax.set_mesh` says that
+      there is one, XLA refuses to partition it.
 
   Returns:
     A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so

@@ -1,5 +1,6 @@
 """The kernel for NVIDIA GPUs, interpreted on this machine, against the same step by XLA; how arrays are stored."""
 
+import dataclasses
 import functools
 
 import jax
@@ -13,7 +14,8 @@ from test_quantize_kernel import COSINE, assert_same, trained
 
 import optax_ext
 from optax_ext._common import tpu
-from optax_ext._memory.elementwise import NotServedError
+from optax_ext._memory.elementwise import NotServedError, Program
+from optax_ext._memory.gpu_kernel import evaluated_in_triton
 from optax_ext._memory.quantize import quantize_state
 from optax_ext._memory.step import kernel_of, step_in_xla, tile_of
 from optax_ext._memory.threefry import random_words
@@ -50,7 +52,7 @@ def test_the_kernel_takes_the_same_steps(name):
 
 
 def test_a_broken_block_stays_one_block():
-  """Though its maximum is lost on a GPU, where that of NaN and 1 is 1, also through an optimizer's own maximum."""
+  """Though a GPU's maximum of NaN and 1 is 1; also where the optimizer clips."""
   params = {"kernel": jnp.ones((4, 200))}
   grads = {"kernel": jnp.ones((4, 200)).at[2, 105].set(jnp.nan)}
   tx = optax.chain(optax.clip(0.5), optax_ext.adamnx(1e-2))
@@ -59,6 +61,22 @@ def test_a_broken_block_stays_one_block():
   for scales in state.scale:
     assert np.argwhere(np.isnan(scales["kernel"])).tolist() == [[2, 1]]
   assert np.argwhere(np.isnan(params["kernel"])).tolist() == [[2, 105]]
+
+
+def test_operations_that_triton_has_not_or_has_otherwise():
+  """Written out, they are jax's own: NaN in either place stays, halves are rounded as asked for."""
+  x = jnp.array([jnp.nan, 1, 3, -2.5, 2.5, 0.5, -0.5, 1.2, -jnp.inf])
+  y = jnp.array([1, jnp.nan, 2, 4, -3, 0.25, 0.5, -1, 1])
+  even = functools.partial(jax.lax.round, rounding_method=jax.lax.RoundingMethod.TO_NEAREST_EVEN)
+
+  def every(x, y):
+    bounded = jax.lax.clamp(-jnp.ones_like(x), x, jnp.ones_like(x))
+    return jax.lax.max(x, y), jax.lax.min(x, y), bounded, jax.lax.round(x), even(x)
+
+  program, results = Program.of(every, (x, y))
+  step = dataclasses.replace(program.elementwise(program.inputs, results), evaluate=evaluated_in_triton)
+  for got, want in zip(step([], x, y), every(x, y), strict=True):
+    np.testing.assert_array_equal(got, want)
 
 
 @pytest.mark.slow

@@ -1,26 +1,41 @@
-"""A marker: a parameter that a kernel has stepped already."""
+"""How an optimizer and the kernel within it agree on a parameter: how it is stored, and that it has been stepped."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
 
 
+class StoredWeight(NamedTuple):
+  """A parameter as it lies in memory, for a kernel that reads and writes it there.
+
+  A tree of them, and of `None` for parameters that are as they are, is the extra argument `stored_weights` of `update`.
+  """
+
+  storage: Any
+  parts: tuple[jax.Array, ...]
+  key: Any
+
+
 class Applied:
-  """A new parameter, where otherwise its update would be.
+  """A new parameter, where otherwise its update would be, and what is stored besides it.
 
   Neither an array nor a pytree node, and without operators: a link of a chain that computes with updates fails on it,
   where it would be wrong to scale or add to a parameter as if it were an update.
   """
 
-  __slots__ = ("param",)
+  __slots__ = ("param", "residual")
 
-  def __init__(self, param: jax.Array):
-    self.param = param
+  def __init__(self, param: jax.Array, residual: jax.Array | None = None):
+    self.param, self.residual = param, residual
 
   def __getattr__(self, name: str) -> Any:
     # Not an AttributeError, after which `jnp.ndim` and others go on with a default
     raise TypeError(f"Applied holds a new parameter in place of an update, and has no {name}.")
+
+
+class InFloat32(optax.GradientTransformationExtraArgs):
+  """A transformation that computes in float32 from narrower gradients, so that none has to be widened for it."""
 
 
 def applied(params: Any, updates: Any) -> Any:

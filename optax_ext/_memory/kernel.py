@@ -17,8 +17,8 @@ from jax.experimental import pallas as pl
 from optax_ext._common import tpu
 from optax_ext._common.tpu import described
 from optax_ext._memory.elementwise import Elementwise
+from optax_ext._memory.hashes import hashes
 from optax_ext._memory.stored import Parts, Storage, step_stored
-from optax_ext._memory.threefry import random_words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,7 @@ def step_in_kernel(
 
   def kernel(numbers_ref, key_ref, grad_ref, *refs):
     old = structure.unflatten([blocks.load(ref) for ref in refs[: len(flat)]])
-    words = lambda: random_words((key_ref[0], key_ref[1]), blocks.places())
+    words = lambda: hashes((key_ref[0], key_ref[1]), blocks.places())
     within = lambda numbers, *arrays: [blocks.inside(x) for x in step(numbers, *arrays)]
     new = step_stored(within, kinds, step.unpacked(numbers_ref), blocks.load(grad_ref), old, words)
     for ref, x in zip(refs[len(flat) :], jax.tree.leaves(new), strict=True):

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
-from optax_ext._common.applied import Applied, applied
+from optax_ext._common.applied import Applied, InFloat32, StoredWeight, applied
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_updates, stored_like
+from optax_ext._common.dtypes import arithmetic_dtype, cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
@@ -64,8 +64,8 @@ def quantize_state(
   a whole where a signed moment is ∞ or NaN, or where an unsigned one is NaN or negative.
 
   Args:
-    tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
-      for a kernel.
+    tx: The optimizer. It gets gradients in float32 at least. Each step traces its `update` twice, for the scales and
+      once more for the codes, and a third time for a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
     min_size: Leaves with fewer elements are kept as they are. Where a shape has a symbol, for `jax.export`, a leaf
@@ -172,14 +172,22 @@ def quantize_state(
     return encode(moment, scale, codes.dtype) if codes.dtype in CODES else moment
 
   def update(
-    updates: Any, state: Any, params: Any = None, *, return_applied: bool = False, **extra_args: Any
+    updates: Any,
+    state: Any,
+    params: Any = None,
+    *,
+    return_applied: bool = False,
+    stored_weights: Any = None,
+    **extra_args: Any,
   ) -> tuple[Any, Any]:
     def step(updates: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
       old = _Moments(tx, state.codes, kinds)
-      updates, new = tx.update(updates, old.replaced(old.map(decoded, state.scale)), params, **extra_args)
+      updates, new = tx.update(_widened(updates), old.replaced(old.map(decoded, state.scale)), params, **extra_args)
       return updates, old, _Moments(tx, new, kinds)
 
-    in_kernel = steps_of_kernel(updates, state, params, extra_args) if kernel and return_applied else None
+    in_kernel = None
+    if kernel and (return_applied or stored_weights is not None):
+      in_kernel = steps_of_kernel(updates, state, params, stored_weights, extra_args)
     _, old, new = step(updates, state)
     scale = new.map(new_scale, old.trees, state.scale)
     # Codes need the scales, scales need all moments of a row: two passes over memory. Behind the barrier XLA computes
@@ -193,14 +201,16 @@ def quantize_state(
       scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][1]) for i, tree in enumerate(scale))
     return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale)
 
-  def steps_of_kernel(updates: Any, state: QuantizedState, params: Any, extra_args: dict[str, Any]) -> Any:
+  def steps_of_kernel(
+    updates: Any, state: QuantizedState, params: Any, stored_weights: Any, extra_args: dict[str, Any]
+  ) -> Any:
     """A tree like the updates, of a `Stepped` for each leaf that the kernel serves and `None` for the others."""
     old = _Moments(tx, state.codes, kinds)
     args, treedef = jax.tree.flatten((updates, old.replaced(old.map(decoded, state.scale)), params))
 
     def whole(*args: Any) -> Any:
       updates, state, params = treedef.unflatten(args)
-      updates, state = tx.update(updates, state, params, **extra_args)
+      updates, state = tx.update(_widened(updates), state, params, **extra_args)
       return applied(params, updates), _Moments(tx, state, kinds).trees
 
     program, results = Program.of(whole, args)
@@ -208,24 +218,29 @@ def quantize_state(
     new_weights, new_moments = results
     moments, count, unserved = _Moments(tx, before, kinds).trees, len(old.trees), []
 
-    def stepped(path: str, grad: Any, param: Any, g: Any, w: Any, new_w: Any, *rest: Any) -> Stepped | None:
+    def stepped(
+      path: str, grad: Any, stored: StoredWeight | None, param: Any, g: Any, w: Any, new_w: Any, *rest: Any
+    ) -> Stepped | None:
       codes, scales, m, new_m = (list(rest[i * count : (i + 1) * count]) for i in range(4))
       if not any(getattr(leaf, "dtype", None) in CODES for leaf in codes):
         return None
       try:
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
-        kinds, parts = (AS_IS, *[IN_CODES] * count), [(param,), *zip(codes, scales, strict=True)]
+        weight, of_weight, key = stored or StoredWeight(AS_IS, (param,), NO_KEY)
+        kinds, parts = (weight, *[IN_CODES] * count), [of_weight, *zip(codes, scales, strict=True)]
         in_xla = functools.partial(step_in_xla, step, kinds)
         fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
-        weights, *stored = fused(program.values(step.numbers), NO_KEY, grad, parts)
+        weights, *stored = fused(program.values(step.numbers), key, grad, parts)
         return Stepped(weights, stored)
       except NotServedError as reason:
         unserved.append(f"{path!r}: {reason}")
         return None
 
     trees = grads, weights, new_weights, *old.trees, *state.scale, *moments, *new_moments
-    steps = map_with_paths(stepped, updates, params, *trees)
+    if stored_weights is None:
+      stored_weights = map_with_paths(lambda path, update: None, updates)
+    steps = map_with_paths(stepped, updates, stored_weights, params, *trees)
     if unserved:
       warnings.warn(
         f"quantize_state's kernel={kernel!r} does not serve these leaves, which take a plain step: "
@@ -234,7 +249,7 @@ def quantize_state(
       )
     return steps
 
-  return with_layout_errors(init, update)
+  return InFloat32(*with_layout_errors(init, update))
 
 
 class _Moments:
@@ -319,6 +334,11 @@ def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
   """A tree with the new leaves of those that the kernel stepped."""
   hidden = lambda node: node is None or _is_hidden(node)
   return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
+
+
+def _widened(updates: Any) -> Any:
+  """Gradients in the dtype of their arithmetic, anew in each pass: as an array of float32 they would take 4 bytes."""
+  return jax.tree.map(lambda g: jnp.asarray(g, arithmetic_dtype(g)), updates)
 
 
 def _with_dtypes_of(old: Any, new: Any) -> Any:

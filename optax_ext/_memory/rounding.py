@@ -24,7 +24,6 @@ from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, s
 LARGEST, INFINITY, NAN, SIGN, LOWER = np.array([0x7F7F0000, 0x7F800000, 0x7FC00000, 0x80000000, 0xFFFF], np.uint32)
 Words = Callable[..., jax.Array]
 """From a leaf's path and the leaf to a random uint32 for each element, split over the devices as the leaf is."""
-GOLDEN = np.uint32(0x9E3779B9)  # 2³² over the golden ratio
 THREEFRY = "threefry2x32"  # named, so that a program's own choice of generator changes nothing
 
 
@@ -65,7 +64,7 @@ class Stochastic(Rounding):
 
   def words_at(self, t: Any) -> Words:
     """Threefry's random uint32 of step t, for each element of a leaf."""
-    keys = self._keys_at(t)
+    keys = self.keys_at(t)
 
     def words(path: str, like: jax.Array, part: int = 0) -> jax.Array:
       key = jax.random.wrap_key_data(keys(path, like), impl=THREEFRY)
@@ -74,15 +73,7 @@ class Stochastic(Rounding):
 
     return words
 
-  def hashes_at(self, t: Any) -> Words:
-    """Other random uint32 of step t, by a hash of each index, which take a tenth of Threefry's operations.
-
-    With Threefry a step of split weights has so many operations that XLA for TPUs makes several passes of it.
-    """
-    keys = self._keys_at(t)
-    return lambda path, like: hashes(keys(path, like), like)
-
-  def _keys_at(self, t: Any) -> Words:
+  def keys_at(self, t: Any) -> Words:
     """The key of a leaf at step t, two uint32."""
     at_step = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed, impl=THREEFRY), t))
 
@@ -164,35 +155,6 @@ def round_to_bfloat16(x: jax.Array, bits: jax.Array) -> jax.Array:
   carried = jnp.minimum(magnitude, LARGEST) + bits
   rounded = jnp.where(magnitude < INFINITY, carried, jnp.where(magnitude == INFINITY, INFINITY, NAN)) | sign
   return jax.lax.bitcast_convert_type(rounded & ~LOWER, jnp.float32).astype(jnp.bfloat16)
-
-
-def hashes(key: jax.Array, like: jax.Array) -> jax.Array:
-  """A uint32 for each element: a hash of its row that begins at the key, then one of its place in the row.
-
-      row = mix(… mix(mix(key₀) + i₀) + i₁ …) + key₁     word = mix(row + φ·i)
-
-  References:
-    Steele et al., Fast Splittable Pseudorandom Number Generators, 2014 (φ); Appleby, MurmurHash3, 2011 (mix)
-  """
-  ones = (1,) * like.ndim
-  indices = [
-    jax.lax.broadcasted_iota(jnp.uint32, (*ones[:axis], n, *ones[axis + 1 :]), axis)
-    for axis, n in enumerate(like.shape)
-  ]
-  row = jnp.reshape(key[0], ones)
-  for index in indices[:-1]:
-    row = _mixed(row) + index
-  row = _mixed(row) + key[1]
-  words = _mixed(row + GOLDEN * indices[-1]) if indices else _mixed(row)
-  sharding = explicit_sharding(like)
-  return words if sharding is None else jax.sharding.reshard(words, sharding)
-
-
-def _mixed(word: jax.Array) -> jax.Array:
-  """MurmurHash3's mixture of 32 bits, one to one."""
-  word = (word ^ (word >> 16)) * np.uint32(0x85EBCA6B)
-  word = (word ^ (word >> 13)) * np.uint32(0xC2B2AE35)
-  return word ^ (word >> 16)
 
 
 def _is_bfloat16(path: str, dtype: Any) -> bool:

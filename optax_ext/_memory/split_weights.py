@@ -7,10 +7,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.applied import Applied
+from optax_ext._common.applied import Applied, InFloat32, StoredWeight
 from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
+from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, check_paths, listed, map_with_paths
+from optax_ext._memory.hashes import hashes, places_of
 from optax_ext._memory.rounding import Stochastic, stochastic
+from optax_ext._memory.step import NO_KEY
+from optax_ext._memory.stored import in_parts
 from optax_ext._memory.two_parts import NARROW, RESIDUALS, joined, parted
 
 
@@ -103,7 +107,7 @@ def split_weights(
       "bits=16 with rounding=None would lose every step below half a unit in a weight's last place: give "
       "rounding=stochastic(seed), or 24 bits."
     )
-  tx = optax.with_extra_args_support(tx)
+  tx, storage = optax.with_extra_args_support(tx), in_parts(bits, by_chance=rounding is not None)
 
   def init(params: Any) -> SplitWeightsState:
     by_path(params)  # raises if two leaves share a path, and so their random bits
@@ -116,20 +120,24 @@ def split_weights(
     if params is None:
       raise ValueError(optax.NO_PARAMS_MSG)
     count = optax.safe_increment(state.count)
-    words = rounding.hashes_at(count) if rounding else lambda path, leaf: None
-    weights = _joined(params, state.residual)
-    grads = map_with_paths(lambda _, g, param: g.astype(jnp.float32) if _is_narrow(param) else g, updates, params)
-    steps, inner_state = tx.update(grads, state.inner_state, weights, **extra_args)
+    keys = rounding.keys_at(count) if rounding else lambda path, leaf: NO_KEY
+    residuals, weights = _of_each(params, state.residual), _joined(params, state.residual)
+    if return_applied:
+      extra_args["stored_weights"] = map_with_paths(functools.partial(in_memory, keys), params, residuals)
+    steps, inner_state = tx.update(_widened(updates, weights, tx), state.inner_state, weights, **extra_args)
 
     def stored(path: str, step: Any, param: Any, weight: Any, residual: Any) -> Stored:
       if not _is_narrow(param):
         return Stored(step, residual)
-      nearest, residual_of = parted(weight + step, param.dtype, bits, words(path, weight))
+      if isinstance(step, Applied):
+        return Stored(step, step.residual)
+      words = hashes(keys(path, weight), places_of(weight.shape)) if rounding else None
+      nearest, residual_of = parted(weight + step, param.dtype, bits, words)
       old = param.astype(jnp.float32)
       narrow = (old + (nearest - old)).astype(param.dtype)  # as optax.apply_updates does
       return Stored(Applied(narrow) if return_applied else nearest - old, residual_of(narrow) if bits > 16 else None)
 
-    new = map_with_paths(stored, steps, params, weights, _of_each(params, state.residual))
+    new = map_with_paths(stored, steps, params, weights, residuals)
     is_stored = lambda node: node is None or isinstance(node, Stored)
     updates = jax.tree.map(lambda new: None if new is None else new.update, new, is_leaf=is_stored)
     residual = state.residual
@@ -137,7 +145,12 @@ def split_weights(
       residual = jax.tree.map(lambda new, old: old if new is None else new.residual, new, residual, is_leaf=is_stored)
     return updates, SplitWeightsState(count, residual, inner_state)
 
-  return optax.GradientTransformationExtraArgs(init, update)
+  def in_memory(keys: Any, path: str, param: Any, residual: Any) -> StoredWeight | None:
+    if not _is_narrow(param):
+      return None
+    return StoredWeight(storage, (param,) if residual is None else (param, residual), keys(path, param))
+
+  return with_layout_errors(init, update)
 
 
 def join_weights(params: Any, state: Any) -> Any:
@@ -230,6 +243,13 @@ def _is_narrow(leaf: Any) -> bool:
 
 def _is_state(node: Any) -> bool:
   return isinstance(node, SplitWeightsState)
+
+
+def _widened(updates: Any, weights: Any, tx: optax.GradientTransformation) -> Any:
+  """Gradients in float32 where the weights are, unless the optimizer widens them itself."""
+  if isinstance(tx, InFloat32):
+    return updates
+  return map_with_paths(lambda _, g, weight: g.astype(jnp.promote_types(g.dtype, weight.dtype)), updates, weights)
 
 
 def _no_residual(dtype: Any, path: str, leaf: Any) -> jax.Array:

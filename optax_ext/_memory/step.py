@@ -11,7 +11,7 @@ import numpy as np
 from optax_ext._common.tpu import for_platform, platform_of_kernels, splitting_mesh, thickness, unfit
 from optax_ext._memory.codes import CODES, encode, in_blocks, largest_of, per_block, scale_of
 from optax_ext._memory.elementwise import Elementwise, NotServedError
-from optax_ext._memory.rounding import THREEFRY
+from optax_ext._memory.hashes import hashes, places_of
 from optax_ext._memory.stored import Parts, Storage
 
 SUBLANES = 32  # rows of a tile of 8-bit numbers
@@ -111,7 +111,7 @@ def step_in_xla(
   shape, layout = grad.shape, parts[1][1].shape
   blocks = lambda x: per_block(x, shape) if x.shape == layout else in_blocks(x, layout)
   old = jax.tree.map(blocks, (grad, *parts))
-  words = lambda: jax.random.bits(jax.random.wrap_key_data(key, impl=THREEFRY), old[0].shape)
+  words = lambda: hashes(key, places_of(old[0].shape))
 
   def stepped(grad: Any, *parts: Parts) -> list[jax.Array]:
     return step(numbers, grad, *(kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)))

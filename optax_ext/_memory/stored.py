@@ -4,8 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from optax_ext._memory.codes import decode, encode, scale_for
+from optax_ext._memory.two_parts import joined, parted
 
 Parts = tuple[jax.Array, ...]
 """The arrays that hold the numbers of one array: some of its shape, others with one number for each row or block."""
@@ -34,6 +36,20 @@ def _coded(x: jax.Array, words: Words, codes: jax.Array, scale: jax.Array) -> Pa
   del words
   scale = scale_for(x, scale.shape, codes.dtype)
   return encode(x, scale, codes.dtype), scale
+
+
+def in_parts(bits: int, *, by_chance: bool) -> Storage:
+  """Split weights: a narrow number, and a residual where there are more than 16 bits."""
+
+  def read(narrow: jax.Array, *residual: jax.Array) -> jax.Array:
+    return joined(narrow, *residual) if residual else narrow.astype(jnp.float32)
+
+  def write(x: jax.Array, words: Words, narrow: jax.Array, *residual: jax.Array) -> Parts:
+    nearest, residual_of = parted(x, narrow.dtype, bits, words() if by_chance else None)
+    narrow = nearest.astype(narrow.dtype)
+    return (narrow, residual_of(narrow)) if residual else (narrow,)
+
+  return Storage(read, write)
 
 
 AS_IS = Storage(lambda x: x, _written)

@@ -18,7 +18,6 @@ from optax_ext._memory.elementwise import NotServedError, Program
 from optax_ext._memory.gpu_kernel import evaluated_in_triton
 from optax_ext._memory.quantize import quantize_state
 from optax_ext._memory.step import kernel_of, step_in_xla, tile_of
-from optax_ext._memory.threefry import random_words
 from optax_ext._run.apply import update_and_apply
 
 
@@ -98,13 +97,6 @@ def test_weights_in_parts_are_rounded_by_the_same_bits(monkeypatch):
   read = stored_weights.IN_TWO_PARTS.read
   apart = [np.asarray(read(*by_xla([], key, grad, parts)[0])).view(np.int32) for key in (key, key + 1)]
   assert set(np.unique(apart[1] - apart[0])) == {-256, 0, 256}
-
-
-@pytest.mark.parametrize("shape", [(3, 1000), (7,)])
-def test_random_words_are_those_of_jax(shape):
-  key = jax.random.key(5, impl="threefry2x32")
-  places = jnp.arange(np.prod(shape), dtype=jnp.uint32).reshape(shape)
-  np.testing.assert_array_equal(random_words(jax.random.key_data(key), places), jax.random.bits(key, shape))
 
 
 def test_blocks_have_a_power_of_two_of_elements():

@@ -118,7 +118,7 @@ def split_weights(
     updates: Any, state: SplitWeightsState, params: Any = None, *, return_applied: bool = False, **extra_args: Any
   ) -> tuple[Any, SplitWeightsState]:
     if params is None:
-      raise ValueError(optax.NO_PARAMS_MSG)
+      raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
     count = optax.safe_increment(state.count)
     keys = rounding.keys_at(count) if rounding else lambda path, leaf: NO_KEY
     residuals, weights = _of_each(params, state.residual), _joined(params, state.residual)

@@ -1,143 +1,223 @@
-"""What low-precision moments cost in quality: Adam on digits and a small character GPT, five ways to keep its state.
+"""What storage in few bytes costs in quality: four optimizers on a CNN and on a small GPT, six ways to store a run.
 
-The learning rate is tuned once for each problem, for float32 and on seeds of its own; every arm trains at that rate
-from the same weights on the same batches, so that differences are paired by seed. One line of JSON a run, appended at
-once: started again, it does only what is missing.
+    OPTAX_EXT_DATA=FOLDER python benchmarks/low_precision.py
+    OPTAX_EXT_DATA=FOLDER python benchmarks/low_precision.py --problems gpt --optimizers exadam caadam
+    OPTAX_EXT_DATA=FOLDER python benchmarks/low_precision.py --report
 
-OPTAX_EXT_DATA=<folder with tinyshakespeare.txt> python benchmarks/low_precision.py
-writes benchmarks/results/low_precision.jsonl and low_precision.md.
+FOLDER holds tinyshakespeare.txt. Each optimizer's rate is tuned in float32, on seeds that serve nothing else. Every
+arm then trains at that rate, from the same weights on the same batches, so that differences are paired by seed. A
+gradient is taken at the weights that the model has, bfloat16 ones where the arm stores such. The final loss is that of
+`join_weights` in float32 and that of the bfloat16 weights.
+
+The control is float32 again, from weights that differ in their last bit. Two runs that differ so little part too. The
+control's interval says how small a difference this measurement can see.
+
+A finished run is one line of `low_precision.jsonl`, appended at once: a second call does what is missing. `--problems`,
+`--optimizers` and `--arms` choose a part. `--report` writes the tables of what is finished into `low_precision.md`.
 """
 
 import argparse
+import dataclasses
 import datetime
 import functools
 import json
 import math
 import pathlib
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import linen as nn
 
 import optax_ext
-from optax_ext._memory.quantize import quantize_state
-from optax_ext._memory.rounding import stochastic
-from optax_ext.compare.problem import Problem
+from optax_ext.compare.problem import Problem, batches, keys
 from optax_ext.compare.problems.bundled import digits
-from optax_ext.compare.problems.data import tiny_shakespeare
+from optax_ext.compare.problems.images import ConvNet, image_problem
+from optax_ext.compare.problems.papers import GPT, shakespeare
 
 RATES = [1e-3, 3e-3, 1e-2]
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 STUDENT_T = 2.776  # 97.5 % of Student's distribution with 4 degrees of freedom
-STEPS = {"digits": 360, "gpt": 400}
+SMOOTHING = 0.1  # the weight of labels that are the same for all classes
+TARGET = 1e-3  # the interval of the ratio to float32's loss is to lie within ±0.1 %
+MEASURED = 1024  # training examples on which the final loss is taken
 BF16 = jnp.bfloat16
-CONTEXT = 32
+
+Make = Callable[..., optax.GradientTransformation]
 
 
-def adam(rate: Any, **storage: Any) -> optax.GradientTransformation:
+def adam(rate: Any, *, structure: Any, **storage: Any) -> optax.GradientTransformation:
+  """optax's; the same equations in pieces where the moments are stored otherwise."""
+  if not storage:
+    return optax.adam(rate)
   moments = optax_ext.scale_by_moments(
     optax_ext.constant_gain(0.9), optax_ext.constant_gain(0.999), debias=optax_ext.standard(0.9, 0.999), **storage
   )
   return optax_ext.cast_updates(optax.chain(moments, optax.scale_by_learning_rate(rate)))
 
 
-ARMS = {
-  "float32": adam,
-  "bfloat16 moments, nearest": lambda rate: adam(rate, mu_dtype=BF16, nu_dtype=BF16),
-  "bfloat16 moments, stochastic": lambda rate: adam(rate, mu_dtype=BF16, nu_dtype=BF16, rounding=stochastic(0)),
-  "8-bit moments, a scale a row": lambda rate: quantize_state(adam(rate), min_size=1024),
-  "bfloat16 throughout": lambda rate: optax.adam(rate),
+OPTIMIZERS: dict[str, Make] = {
+  "adam": adam,
+  "exadam": lambda rate, *, structure, **storage: optax_ext.exadam(rate, **storage),
+  "adamnx": lambda rate, *, structure, **storage: optax_ext.adamnx(rate, **storage),
+  "caadam": lambda rate, *, structure, **storage: optax_ext.caadam(rate, structure=structure, **storage),
 }
-PARAMETERS = {"bfloat16 throughout": BF16}  # parameters, gradients, moments and the optimizer's arithmetic
 
 
-class Block(nn.Module):
-  """Causal self-attention and an MLP, each after a norm."""
+@dataclasses.dataclass(frozen=True)
+class Arm:
+  """A way to store a run.
 
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """The sum of x, what its places tell each other, and what each makes of it."""
-    mask = nn.make_causal_mask(x[..., 0])
-    x = x + nn.MultiHeadDotProductAttention(num_heads=4, use_bias=False)(nn.LayerNorm(use_bias=False)(x), mask=mask)
-    hidden = nn.gelu(nn.Dense(4 * x.shape[-1], use_bias=False)(nn.LayerNorm(use_bias=False)(x)))
-    return x + nn.Dense(x.shape[-1], use_bias=False)(hidden)
+  Attributes:
+    optimizer: From a function that makes the optimizer, given how moments are stored, to the optimizer of this arm.
+    dtype: Of the weights that the model has.
+    start: What is done to the initial weights, in float32.
+  """
+
+  optimizer: Callable[[Make], optax.GradientTransformation]
+  dtype: Any = jnp.float32
+  start: Callable[[jax.Array], jax.Array] = lambda weight: weight
 
 
-class GPT(nn.Module):
-  """A character model: two blocks of width 96."""
+def in_8_bits(make: Make) -> optax.GradientTransformation:
+  return optax_ext.quantize_state(make(), min_size=1024)
 
-  @nn.compact
-  def __call__(self, text: jax.Array) -> jax.Array:
-    """Logits of the next character."""
-    x = nn.Embed(65, 96)(text) + self.param("positions", nn.initializers.normal(0.02), (CONTEXT, 96))
-    for _ in range(2):
-      x = Block()(x)
-    return nn.Dense(65, use_bias=False)(nn.LayerNorm(use_bias=False)(x))
+
+def in_16_bits(make: Make) -> optax.GradientTransformation:
+  return make(mu_dtype=BF16, nu_dtype=BF16, rounding=optax_ext.stochastic(1))
+
+
+ARMS = {
+  "float32": Arm(lambda make: make()),
+  "control: float32, another last bit": Arm(lambda make: make(), start=lambda weight: weight * (1 + 2.0**-23)),
+  "24 bits, 8-bit moments": Arm(lambda make: optax_ext.split_weights(in_8_bits(make)), BF16),
+  "24 bits, bfloat16 moments": Arm(lambda make: optax_ext.split_weights(in_16_bits(make)), BF16),
+  "16 bits by chance, 8-bit moments": Arm(lambda make: optax_ext.split_weights(in_8_bits(make), bits=16), BF16),
+  "bfloat16 throughout": Arm(lambda make: make(), BF16),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A problem, and for how many steps it is trained."""
+
+  problem: Problem
+  steps: int
+
+  @functools.cached_property
+  def structure(self) -> optax_ext.Structure:
+    """What CaAdam is told of the network."""
+    return self.problem.hints["structure"]
+
+  @functools.cached_property
+  def measured(self) -> dict[str, Any]:
+    """Where losses are taken: on a fixed part of the training data, evenly spread, and on held-out data."""
+    every = max(1, self.problem.examples // MEASURED)
+    part = jax.tree.map(lambda array: array[::every][:MEASURED], self.problem.train)
+    return {"train": part, "held out": self.problem.validation}
 
 
 def gpt() -> Problem:
-  """The next of 65 characters from up to 32 before it, in windows that do not overlap."""
-  text = tiny_shakespeare()
-  windows = text[: len(text) // (CONTEXT + 1) * (CONTEXT + 1)].reshape(-1, CONTEXT + 1)
-  seen = int(0.9 * len(windows))
-  model = GPT()
-
-  def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
-    logits: Any = model.apply(params, batch[:, :-1])
-    return optax.softmax_cross_entropy_with_integer_labels(logits, batch[:, 1:]).mean()
-
-  metrics = lambda params, data: {"loss": loss(params, data, jax.random.key(0))}
-  init = lambda key: model.init(key, jnp.zeros((1, CONTEXT), jnp.int32))
-  held_out = windows[seen : seen + 512]
-  return Problem("gpt", init, loss, metrics, windows[:seen], held_out, held_out, batch_size=8)
+  """The next of 65 characters from up to 32 before it: two blocks of width 96, without dropout."""
+  model = GPT(block=32, width=96, heads=4, layers=2, dropout=0.0)
+  problem = shakespeare(model, batch_size=8, part=0.9, held_out=512)
+  params = jax.eval_shape(problem.init, jax.random.key(0))
+  apply = lambda params, codes: model.apply({"params": params}, codes, training=False)
+  structure = optax_ext.structure_from_model(apply, params, jax.ShapeDtypeStruct((1, 32), jnp.int32))
+  return dataclasses.replace(problem, name="gpt", hints={"structure": structure})
 
 
-@functools.cache
-def problem_of(name: str) -> Problem:
-  return {"digits": digits, "gpt": gpt}[name]()
+def smoothed(hard: Problem) -> Problem:
+  """The digits with labels that are 0.91 on the digit and 0.01 on each other one.
 
-
-@functools.cache
-def trainer(name: str, arm: str) -> Callable[..., dict[str, jax.Array]]:
-  """Trains from a rate, the initial weights and the examples of each batch; compiled once for all seeds and rates.
-
-  Gives the losses at the end: of training data (a fixed part of them) and of held-out data.
+  Their entropy, 0.500, is the least loss. That of hard labels tends to 0, where ratios say little.
   """
-  problem, steps = problem_of(name), STEPS[name]
-  wide = lambda params: jax.tree.map(lambda w: w.astype(jnp.float32), params)
+  model, classes = ConvNet((16, 32, 64), (1, 2, 2)), 10
 
-  def run(rate: jax.Array, params: Any, state: Any, rows: jax.Array) -> dict[str, jax.Array]:
-    tx = ARMS[arm](lambda count: rate * (1 + jnp.cos(jnp.pi * count / steps)) / 2)
+  def others(logits: jax.Array) -> jax.Array:
+    """The loss of labels that are the same for all classes, with their weight beside that of the hard ones."""
+    return -jax.nn.log_softmax(logits).mean() * SMOOTHING / (1 - SMOOTHING)
 
-    def step(carry: Any, chosen: jax.Array) -> tuple[Any, None]:
-      params, state, opt_state = carry
-      batch = jax.tree.map(lambda array: jnp.asarray(array)[chosen], problem.train)
-      loss = lambda params: problem.loss_of(wide(params), state, batch, jax.random.key(0))
-      grads, state = jax.grad(loss, has_aux=True)(params)
-      updates, opt_state = tx.update(grads, opt_state, params)
-      return (optax.apply_updates(params, updates), state, opt_state), None
+  def metrics(params: Any, state: Any, data: Any) -> dict[str, jax.Array]:
+    logits: Any = model.apply({"params": params, "batch_stats": state}, data["x"], training=False)
+    labels = (1 - SMOOTHING) * jax.nn.one_hot(data["label"], classes) + SMOOTHING / classes
+    return {"loss": optax.softmax_cross_entropy(logits, labels).mean()}
 
-    params = jax.tree.map(lambda w: w.astype(PARAMETERS.get(arm, jnp.float32)), params)
-    params, state, _ = jax.lax.scan(step, (params, state, tx.init(params)), rows)[0]
-    part = jax.tree.map(lambda array: jnp.asarray(array[:1024]), problem.train)
-    losses = {"train": part, "held out": problem.validation}
-    return {name: problem.metrics_of(wide(params), state, data)["loss"] for name, data in losses.items()}
-
-  return jax.jit(run)
+  problem = image_problem("digits-smoothed", model, hard.data, hard.batch_size, others)
+  return dataclasses.replace(problem, metrics=metrics)
 
 
-def train(problem: Problem, arm: str, rate: float, seed: int) -> dict[str, float]:
-  """The final losses of one run."""
-  rng, steps, size = np.random.default_rng(seed), STEPS[problem.name], problem.steps_per_epoch * problem.batch_size
-  epochs = math.ceil(steps / problem.steps_per_epoch)
-  order = np.concatenate([rng.permutation(problem.examples)[:size] for _ in range(epochs)])
-  rows = order[: steps * problem.batch_size].reshape(steps, -1)
-  losses = trainer(problem.name, arm)(rate, *problem.start(jax.random.key(seed)), rows)
-  return {name: float(loss) for name, loss in losses.items()}
+TASKS: dict[str, Callable[[], Task]] = {
+  "gpt": lambda: Task(gpt(), 400),
+  "digits-smoothed": lambda: Task(smoothed(digits()), 360),
+  "digits": lambda: Task(digits(), 360),
+}
+
+
+@functools.cache
+def task_of(name: str) -> Task:
+  return TASKS[name]()
+
+
+def wide(params: Any) -> Any:
+  return jax.tree.map(lambda weight: weight.astype(jnp.float32), params)
+
+
+def joined(params: Any, state: Any) -> Any:
+  """The weights in float32, with what the state holds of them."""
+  return optax_ext.join_weights(params, state) if isinstance(state, optax_ext.SplitWeightsState) else wide(params)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trainer:
+  """The compiled parts of one arm's runs, for all seeds and rates."""
+
+  init: Callable[[jax.Array, Any], tuple[Any, Any]]  # rate, float32 weights -> weights, optimizer's state
+  step: Callable[..., tuple[Any, Any, Any]]  # rate, batch, weights, model's state, optimizer's state -> the last three
+  losses: Callable[..., dict[str, jax.Array]]  # weights, model's state, optimizer's state -> losses
+
+
+@functools.cache
+def trainer(problem: str, optimizer: str, arm: str) -> Trainer:
+  task, way = task_of(problem), ARMS[arm]
+
+  def tx_of(rate: jax.Array) -> optax.GradientTransformation:
+    cosine = lambda count: rate * (1 + jnp.cos(jnp.pi * count / task.steps)) / 2
+    return way.optimizer(functools.partial(OPTIMIZERS[optimizer], cosine, structure=task.structure))
+
+  def init(rate: jax.Array, weights: Any) -> tuple[Any, Any]:
+    params = jax.tree.map(lambda weight: way.start(weight).astype(way.dtype), weights)
+    return params, tx_of(rate).init(params)
+
+  def step(rate: jax.Array, batch: Any, params: Any, state: Any, opt_state: Any) -> tuple[Any, Any, Any]:
+    loss = lambda params: task.problem.loss_of(wide(params), state, batch, jax.random.key(0))
+    grads, state = jax.grad(loss, has_aux=True)(params)
+    updates, opt_state = tx_of(rate).update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), state, opt_state
+
+  def losses(params: Any, state: Any, opt_state: Any) -> dict[str, jax.Array]:
+    weights = {"": joined(params, opt_state), ", bfloat16": wide(jax.tree.map(lambda w: w.astype(BF16), params))}
+    return {
+      f"{part}{which}": task.problem.metrics_of(of, state, data)["loss"]
+      for which, of in weights.items()
+      for part, data in task.measured.items()
+    }
+
+  return Trainer(jax.jit(init), jax.jit(step, donate_argnums=(2, 3, 4)), jax.jit(losses))
+
+
+def train(problem: str, optimizer: str, arm: str, rate: float, seed: int) -> dict[str, float]:
+  """The final losses of one run. Each step is a program of its own: XLA is slow with convolutions in loops on CPUs."""
+  task, parts = task_of(problem), trainer(problem, optimizer, arm)
+  weights, state = task.problem.start(keys(seed)[0])
+  params, opt_state = parts.init(jnp.float32(rate), weights)
+  take = lambda rows: jax.tree.map(lambda array: array[rows], task.problem.train)
+  for batch in map(take, batches(task.problem, seed, 0, task.steps)):
+    params, state, opt_state = parts.step(jnp.float32(rate), batch, params, state, opt_state)
+  return {name: float(loss) for name, loss in parts.losses(params, state, opt_state).items()}
 
 
 class Runs:
@@ -151,67 +231,133 @@ class Runs:
   @staticmethod
   def key(run: dict[str, Any]) -> tuple[Any, ...]:
     """What tells runs apart."""
-    return run["problem"], run["arm"], run["rate"], run["seed"], run["steps"]
+    return tuple(run[name] for name in ("problem", "optimizer", "arm", "rate", "seed", "steps"))
 
-  def get(self, problem: Problem, arm: str, rate: float, seed: int) -> dict[str, Any]:
+  def losses(self, problem: str, optimizer: str, arm: str, rate: float, name: str) -> np.ndarray | None:
+    """One loss of all seeds; `None` where a run is missing."""
+    run = {"problem": problem, "optimizer": optimizer, "arm": arm, "rate": rate, "steps": task_of(problem).steps}
+    found = [self.done.get(self.key(run | {"seed": seed})) for seed in SEEDS]
+    return np.array([run[name] for run in found if run]) if all(found) else None
+
+  def get(self, problem: str, optimizer: str, arm: str, rate: float, seed: int) -> dict[str, Any]:
     """A run, trained now if it is not finished."""
-    run = {"problem": problem.name, "arm": arm, "rate": rate, "seed": seed, "steps": STEPS[problem.name]}
+    run = {"problem": problem, "optimizer": optimizer, "arm": arm, "rate": rate, "seed": seed}
+    run["steps"] = task_of(problem).steps
     if self.key(run) not in self.done:
-      run |= train(problem, arm, rate, seed)
+      begin = time.process_time()
+      run |= train(problem, optimizer, arm, rate, seed)
+      run["cpu seconds"] = round(time.process_time() - begin, 1)
       with self.path.open("a") as file:
         file.write(json.dumps(run) + "\n")
       self.done[self.key(run)] = run
     return self.done[self.key(run)]
 
 
-def state_bytes(arm: str, params: Any) -> int:
-  """The size of an arm's optimizer state."""
-  dtype = PARAMETERS.get(arm, jnp.float32)
-  params = jax.tree.map(lambda w: jax.ShapeDtypeStruct(w.shape, dtype), params)
-  state = jax.eval_shape(ARMS[arm](RATES[0]).init, params)
-  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+def tuned_rate(runs: Runs, problem: str, optimizer: str) -> float:
+  """Of the rates, the one with the least held-out loss in float32."""
+  of = lambda rate: np.mean([runs.get(problem, optimizer, "float32", rate, s)["held out"] for s in TUNING_SEEDS])
+  return min(RATES, key=of)
 
 
-def table(problem: Problem, runs: Runs) -> list[str]:
-  """The arms at the tuned rate, as lines of Markdown."""
-  tuning = {rate: np.mean([runs.get(problem, "float32", rate, s)["held out"] for s in TUNING_SEEDS]) for rate in RATES}
-  rate = min(tuning, key=lambda rate: tuning[rate])
-  start, _ = jax.eval_shape(problem.start, jax.random.key(0))
-  size = sum(leaf.size for leaf in jax.tree.leaves(start))
-  lines = [
-    f"## {problem.name}: {size:,} parameters, {STEPS[problem.name]} steps, tuned rate {rate:g}",
-    "",
-    "| moments | bytes per parameter | final training loss | against float32 | held-out loss | against float32 |",
-    "|---|---|---|---|---|---|",
-  ]
-  for seed in SEEDS:  # so that what is finished of each arm is paired
-    for arm in ARMS:
-      runs.get(problem, arm, rate, seed)
+def run_all(runs: Runs, problem: str, optimizer: str, arms: list[str]) -> None:
+  """Seed by seed, so that what is finished of each arm is paired."""
+  rate = tuned_rate(runs, problem, optimizer)
+  for seed in SEEDS:
+    for arm in arms:
+      run = runs.get(problem, optimizer, arm, rate, seed)
+      print(f"{problem}, {optimizer}, {arm}, seed {seed}: {run['train']:.5f}", flush=True)
+
+
+def kept(problem: str, optimizer: str, arm: str) -> float:
+  """Bytes that a run keeps for each parameter: weights and optimizer's state."""
+  weights, _ = jax.eval_shape(task_of(problem).problem.start, jax.random.key(0))
+  held = jax.eval_shape(trainer(problem, optimizer, arm).init, jax.ShapeDtypeStruct((), jnp.float32), weights)
+  size = lambda tree, of: sum(of(leaf) for leaf in jax.tree.leaves(tree))
+  return size(held, lambda leaf: leaf.size * leaf.dtype.itemsize) / size(weights, lambda leaf: leaf.size)
+
+
+def interval(ratio: np.ndarray) -> tuple[float, float]:
+  """Mean and half the width of its 95 % interval."""
+  return ratio.mean(), STUDENT_T * ratio.std(ddof=1) / math.sqrt(len(ratio))
+
+
+def rows(runs: Runs, problem: str, optimizer: str) -> Iterator[list[str]]:
+  """A row of the table for each arm whose runs are all there."""
+  rate = tuned_rate(runs, problem, optimizer)
+  of = lambda arm, name: runs.losses(problem, optimizer, arm, rate, name)
+  train, held_out = of("float32", "train"), of("float32", "held out")
   for arm in ARMS:
-    cells = []
-    for name in ("train", "held out"):
-      loss, base = (np.array([runs.get(problem, a, rate, s)[name] for s in SEEDS]) for a in (arm, "float32"))
-      ratio = loss / base - 1
-      spread = STUDENT_T * ratio.std(ddof=1) / math.sqrt(len(SEEDS))
-      cells += [f"{loss.mean():.4f}", f"{ratio.mean():+.2%} ± {spread:.2%}" if arm != "float32" else ""]
-    lines.append(f"| {arm} | {state_bytes(arm, start) / size:.2f} | {' | '.join(cells)} |")
-  return [*lines, ""]
+    losses, narrow, unseen = of(arm, "train"), of(arm, "train, bfloat16"), of(arm, "held out")
+    if train is None or held_out is None or losses is None or narrow is None or unseen is None:
+      continue
+    ratios = [None if arm == "float32" else losses / train, narrow / train]
+    ratios.append(None if arm == "float32" else unseen / held_out)
+    cells = ["" if ratio is None else "{:+.3%} ± {:.3%}".format(*interval(ratio - 1)) for ratio in ratios]
+    mean, half = interval(losses / train - 1)
+    inside = "" if arm == "float32" else ("yes" if abs(mean) + half <= TARGET else "**no**")
+    bytes_kept = f"{kept(problem, optimizer, arm):.2f}"
+    yield [f"{optimizer}, {rate:g}", arm, bytes_kept, f"{losses.mean():.5f}", *cells, inside]
 
 
-def main():
-  parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--problems", nargs="*", default=["digits", "gpt"])
-  parser.add_argument("--results", default="benchmarks/results", type=pathlib.Path)
+HEAD = [
+  "optimizer, rate", "arm", "bytes kept", "final training loss", "against float32", "of the bfloat16 weights",
+  "held out", "inside ±0.1 %",
+]  # fmt: skip
+INTRODUCTION = """\
+# What storage in few bytes costs in quality
+
+`python benchmarks/low_precision.py`, {date}, jax {jax}, CPU; {minutes:.0f} CPU minutes.
+
+Each optimizer at the rate that is best for it in float32, cosine to 0; means of {seeds} seeds; ratios paired by seed,
+with 95 % intervals (Student's t). "24 bits" is `split_weights(quantize_state(…))` or, with bfloat16 moments, those
+rounded by chance; "16 bits by chance" is `split_weights(quantize_state(…), bits=16)`; "bfloat16 throughout" is the
+optimizer alone, on bfloat16 weights. Bytes kept are weights and state for each parameter; small leaves keep float32
+moments. Losses are those of `join_weights`, and of the bfloat16 weights (the float32 arms': rounded once, at the end).
+Gradients are taken at the bfloat16 weights. The control shows how far float32 parts from float32, from weights that
+differ in their last bit.
+"""
+
+
+def report(runs: Runs, problems: list[str]) -> str:
+  minutes = sum(run["cpu seconds"] for run in runs.done.values()) / 60
+  facts = {"date": datetime.date.today(), "jax": jax.__version__, "minutes": minutes, "seeds": len(SEEDS)}
+  lines = [INTRODUCTION.format(**facts)]
+  for problem in problems:
+    task = task_of(problem)
+    weights, _ = jax.eval_shape(task.problem.start, jax.random.key(0))
+    size = sum(leaf.size for leaf in jax.tree.leaves(weights))
+    lines += [f"## {problem}: {size:,} parameters, {task.steps} steps", ""]
+    lines += [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    lines += [f"| {' | '.join(row)} |" for optimizer in OPTIMIZERS for row in rows(runs, problem, optimizer)]
+    missing = [
+      f"{optimizer}, {arm}"
+      for optimizer in OPTIMIZERS
+      for arm in ARMS
+      if runs.losses(problem, optimizer, arm, tuned_rate(runs, problem, optimizer), "train") is None
+    ]
+    lines += ["", *([f"Not run: {'; '.join(missing)}.", ""] if missing else [])]
+  return "\n".join(lines)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--problems", nargs="+", choices=TASKS, default=list(TASKS))
+  parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+  parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), metavar="ARM")
+  parser.add_argument(
+    "--report", action="store_true", help="train nothing but float32 rates that are not tuned, and write the tables"
+  )
+  parser.add_argument("--results", default=pathlib.Path(__file__).parent / "results", type=pathlib.Path)
   options = parser.parse_args()
   runs = Runs(options.results / "low_precision.jsonl")
-  lines = [
-    f"`python benchmarks/low_precision.py`, {datetime.date.today()}, jax {jax.__version__}, CPU. "
-    "Adam (0.9, 0.999), cosine to 0; means of 5 seeds; differences paired by seed, with 95 % intervals (Student's t).",
-    "",
-  ]
-  for name in options.problems:
-    lines += table(problem_of(name), runs)
-  (options.results / "low_precision.md").write_text("\n".join(lines))
+  if options.report:
+    text = report(runs, options.problems)
+    print(text)
+    (options.results / "low_precision.md").write_text(text)
+    return
+  for problem in options.problems:
+    for optimizer in options.optimizers:
+      run_all(runs, problem, optimizer, options.arms)
 
 
 if __name__ == "__main__":

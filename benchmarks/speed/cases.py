@@ -154,3 +154,35 @@ CASES = {
 
 # Those that fit any parameters, for measurements of time
 TIMED = ("optax.adam", "optax.adamw", "optax.nadam", "exadam", "adamnx", "caadam, by depth", "nd_adam")
+
+
+def adam_in_16_bits(rate: float) -> optax.GradientTransformation:
+  """Adam with bfloat16 moments, rounded by chance."""
+  moments = optax_ext.scale_by_moments(
+    optax_ext.constant_gain(0.9),
+    optax_ext.constant_gain(0.999),
+    debias=optax_ext.standard(0.9, 0.999),
+    mu_dtype=HALF_WIDTH,
+    nu_dtype=HALF_WIDTH,
+    rounding=stochastic(1),
+  )
+  return optax.chain(moments, optax.scale_by_learning_rate(rate))
+
+
+def in_8_bits(**options: Any) -> optax.GradientTransformation:
+  """Adam with 8-bit moments."""
+  return quantize_state(optax.adam(RATE), **options)
+
+
+# Adam on bfloat16 weights and gradients, beside Adam in float32.
+KERNEL_OF_GPUS: dict[str, Any] = {"block": 128, "axis": -1, "kernel": "pallas"}
+LOW_PRECISION = {"optax.adam": CASES["optax.adam"]} | {
+  name: Case(tx, step=update_and_apply, dtype=HALF_WIDTH)
+  for name, tx in {
+    "split weights, bfloat16 moments": optax_ext.split_weights(adam_in_16_bits(RATE)),
+    "split weights, 8 bits, a scale per row": optax_ext.split_weights(in_8_bits()),
+    "split weights, 8 bits, kernel": optax_ext.split_weights(in_8_bits(**KERNEL_OF_GPUS)),
+    "bfloat16 weights, 8 bits, a scale per row": in_8_bits(),
+    "bfloat16 weights, 8 bits, kernel": in_8_bits(**KERNEL_OF_GPUS),
+  }.items()
+}

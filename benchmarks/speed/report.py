@@ -35,10 +35,10 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
   return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def write(name: str, *sections: str) -> pathlib.Path:
+def write(name: str, *sections: str, folder: pathlib.Path = RESULTS) -> pathlib.Path:
   """Prints the sections, and writes them to a file of the results."""
   text = "\n\n".join(sections) + "\n"
   print(text)
-  RESULTS.mkdir(parents=True, exist_ok=True)
-  (RESULTS / name).write_text(text)
-  return RESULTS / name
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text(text)
+  return folder / name

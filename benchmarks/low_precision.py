@@ -314,7 +314,8 @@ rounded by chance; "16 bits by chance" is `split_weights(quantize_state(…), bi
 optimizer alone, on bfloat16 weights. Bytes kept are weights and state for each parameter; small leaves keep float32
 moments. Losses are those of `join_weights`, and of the bfloat16 weights (the float32 arms': rounded once, at the end).
 Gradients are taken at the bfloat16 weights. The control shows how far float32 parts from float32, from weights that
-differ in their last bit.
+differ in their last bit. A negative ratio is a lower loss than float32's: 8-bit second moments drift, which changes the
+steps by some per cent (`flashoptim_peer.md`). Inside says whether the whole interval lies within ±0.1 %.
 """
 
 

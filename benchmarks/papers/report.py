@@ -128,7 +128,8 @@ since it controls the angle of each step; batch-normalised logits help further.
 LIMITS = """## Limits
 
 - Everything ran on a CPU: small networks, short trainings. EfficientNet and object detection are not among the
-  experiments; ResNet-20 and the 14.3M-parameter language model (`exadam.py rivals --full`) are, for a GPU.
+  experiments; ResNet-20 and the 14.3M-parameter language model (`exadam.py rivals --full`) are, for a GPU. No GPU was
+  at hand: `benchmarks/device.sh` runs what needs one, this model among it, in one command.
 - The search for a learning rate is a grid of half decades, extended by up to three a side where the best is at an edge,
   refined by 10^(1/4) around its best, and topped up in finer steps until all optimizers have equally many trials. On
   images and text, unless told otherwise, one seed chooses: an optimizer may be unlucky in its rate, and intervals over

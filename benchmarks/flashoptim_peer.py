@@ -50,7 +50,7 @@ from storage_errors import (
   moment_errors,
   weight_errors,
 )
-from targets import devices_of, kind_of, without_accelerators
+from targets import without_accelerators
 
 import optax_ext
 from optax_ext._memory.codes import decode, encode, scale_for, scale_shape
@@ -152,8 +152,7 @@ def costs(targets: Sequence[str]) -> dict[str, dict[str, Any]]:
   for name, (_, case, its_targets) in steps_compiled().items():
     for target in (target for target in its_targets if target in targets):
       try:
-        with as_if_on(target):
-          cost = dataclasses.asdict(cost_of(case, target)) | {"kept": 0.0}
+        cost = dataclasses.asdict(cost_of(case, target)) | {"kept": 0.0}
         cost["kept"] = cost["state"] + jnp.dtype(BF16).itemsize
         cost["temporaries"] *= jnp.dtype(BF16).itemsize  # bytes per parameter
       except Exception as error:  # of another package, or of a compiler
@@ -161,14 +160,6 @@ def costs(targets: Sequence[str]) -> dict[str, dict[str, Any]]:
       found.setdefault(name, {})[target] = cost
       print(name, target, cost, flush=True)
   return found
-
-
-def as_if_on(target: str) -> Any:
-  """Pallas lowers a kernel for GPUs only where it is told of one."""
-  device = devices_of(target)[0]
-  cores = getattr(device, "core_count" if kind_of(target) == "gpu" else "num_cores", None)
-  kind = jax.sharding.AbstractDevice(device.device_kind, cores, device.platform)
-  return jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=kind))
 
 
 def measured() -> dict[str, Any]:

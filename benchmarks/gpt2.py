@@ -171,7 +171,7 @@ def train(arm: str, size: Size) -> dict[str, Any]:
     losses.append(float(value))
     times.append(time.perf_counter() - begin)
   peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
-  memory = compiled.memory_analysis()
+  memory: Any = compiled.memory_analysis()
   evaluate = jax.jit(loss)
   joined = params if way.dtype == jnp.float32 else optax_ext.join_weights(params, state)
   return {

@@ -316,8 +316,8 @@ optimizer alone, on bfloat16 weights. Bytes kept are weights and state for each 
 moments. Losses are those of `join_weights`, and of the bfloat16 weights (the float32 arms': rounded once, at the end).
 Gradients are taken at the bfloat16 weights. The control shows how far float32 parts from float32, from weights that
 differ in their last bit. A negative ratio is a lower loss than float32's: 8-bit second moments drift, which changes the
-steps by some per cent (`flashoptim_peer.md`). Edge: the best rate is the last one tried on its side. Inside says whether
-the whole interval lies within ±0.1 %.
+steps by some per cent (`flashoptim_peer.md`). Edge: the best rate is the last one tried on its side. Inside tells
+whether the whole interval lies within ±0.1 %.
 """
 
 

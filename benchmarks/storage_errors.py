@@ -169,8 +169,9 @@ def hard_gradients(contender: Contender) -> dict[str, tuple[np.ndarray, np.ndarr
     def step(carry: Any, t: jax.Array) -> tuple[Any, jax.Array]:
       noise = jax.random.normal(jax.random.fold_in(jax.random.key(1), t), HARD_SHAPE)
       gradient = jax.lax.switch(kind, list(HARD.values()), t, noise, size)
-      carry = contender.step(*carry, {"w": gradient.astype(jnp.bfloat16).astype(contender.dtype)})
-      return carry, contender.join(*carry)["w"]
+      grads = {"w": gradient.astype(jnp.bfloat16).astype(contender.dtype)}
+      params, state = contender.step(carry[0], carry[1], grads)
+      return (params, state), contender.join(params, state)["w"]
 
     return jax.lax.scan(step, (weights, contender.init(weights)), jnp.arange(STEPS))[1]
 
@@ -204,6 +205,7 @@ def decayed(contender: Contender, weights: Any, steps: int) -> np.ndarray:
   """Float32 weights after so many steps with a gradient of zero."""
   params = {"w": jnp.asarray(weights, contender.dtype)}
   zeros = jax.tree.map(jnp.zeros_like, params)
-  step = lambda carry, _: (contender.step(*carry, zeros), None)
+  step = lambda carry, _: (contender.step(carry[0], carry[1], zeros), None)
   run = jax.jit(lambda start: jax.lax.scan(step, start, length=steps)[0])
-  return np.asarray(contender.join(*run((params, contender.init(params))))["w"])
+  params, state = run((params, contender.init(params)))
+  return np.asarray(contender.join(params, state)["w"])

@@ -66,7 +66,7 @@ def arms(problem: Problem) -> tuple[dict[str, Optimizer], dict[str, float]]:
   rates = dict.fromkeys(make, RATE)
   for name, rule in RULES.items():
     factors = published_factors(name, params)
-    written = rule.scales(problem.hints["structure"])
+    written = rule.scales(problem.structure)
     make[f"{name}, as written"] = functools.partial(keras.adam, scales=written)
     make[f"{name}, as published"] = functools.partial(keras.adam, scales=factors)
     make[f"adam at the scale of {name}"] = keras.adam

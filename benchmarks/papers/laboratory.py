@@ -11,8 +11,8 @@ from typing import Any
 import jax
 
 from optax_ext.compare import Comparison, Optimizer, Problem, Protocol, compare
-from optax_ext.compare.behaviour import opened
-from optax_ext.compare.experiment import FIRST_REPORTING_SEED, Laboratory
+from optax_ext.compare.experiment import FIRST_REPORTING_SEED
+from optax_ext.compare.laboratory import Laboratory
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.run import Result
 
@@ -54,9 +54,10 @@ def report(
 ) -> dict[str, list[Result]]:
   """Runs each optimizer at one rate on reporting seeds; every finished run is a line of `finished.jsonl`."""
   with Progress(True, len(optimizers), len(optimizers) * seeds * protocol.steps) as progress:
-    store = opened(folder, problem, protocol, optimizers.values(), kept(protocol))
+    laboratory = Laboratory(
+      problem, protocol, optimizers, batching, folder=folder, points=kept(protocol), progress=progress
+    )
     note(folder, seeds=seeds, rates=rates)
-    laboratory = Laboratory(problem, protocol, optimizers, batching, None, store, progress)
     fresh = range(FIRST_REPORTING_SEED, FIRST_REPORTING_SEED + seeds)
     runs = {name: laboratory.on(name, fresh, "reporting", with_test=True) for name in optimizers}
     return {name: run([{"learning_rate": rates[name]}])[0] for name, run in runs.items()}

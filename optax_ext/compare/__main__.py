@@ -6,8 +6,9 @@ import pathlib
 
 import numpy as np
 
+from optax_ext.compare.arguments import check_options, rates_of, seeds_of
 from optax_ext.compare.experiment import compare
-from optax_ext.compare.names import NAMES
+from optax_ext.compare.names import NAMES, check_name
 from optax_ext.compare.problem import check_batch_size
 from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
 
@@ -83,36 +84,52 @@ def main(arguments: list[str] | None = None) -> None:
     raise SystemExit(f"{error}") from error
 
 
-def run(options: argparse.Namespace) -> None:
-  """One comparison for each schedule."""
-  from optax_ext.compare.problems.named import load
-
+def _checked(options: argparse.Namespace) -> tuple[list[str], list[float] | None]:
+  """The names of the optimizers and the rates; raises for every bad option, before any problem is built."""
   rates = parse_rates(options.learning_rates)
   if options.epochs < 1:
     raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
+  for schedule in options.schedule.split(","):
+    _protocol(options, schedule.strip(), steps_per_epoch=1)
+  given = {name: getattr(options, name) for name in ("points", "track", "trials", "single_rate", "batching")}
+  check_options(rates_of(rates), ratio=2.0, margin=0.0, curve_points=None, **given)
+  for name in ("seeds", "tuning_seeds"):
+    seeds_of(getattr(options, name), 0, f"--{name.replace('_', '-')}")
+  names = [name.strip() for name in options.optimizers.split(",") if name.strip()]
+  for name in names:
+    check_name(name)
+  return names, rates
+
+
+def _protocol(options: argparse.Namespace, schedule: str, steps_per_epoch: int) -> Protocol:
+  early, plateau = options.early_stopping, options.plateau
+  return Protocol(
+    steps=options.epochs * steps_per_epoch,
+    evaluate_every=steps_per_epoch,
+    schedule=schedule,
+    early_stopping=None if early is None else EarlyStopping(early),
+    plateau=None if plateau is None else ReduceOnPlateau(patience=plateau),
+    report=options.report,
+  )
+
+
+def run(options: argparse.Namespace) -> None:
+  """One comparison for each schedule."""
+  names, rates = _checked(options)
+  from optax_ext.compare.problems.named import load
+
   problem = load(options.problem)
   check_batch_size(problem)
   metric = options.metric or problem.metric
   maximize = options.maximize or (metric == problem.metric and problem.maximize)
   problem = dataclasses.replace(problem, metric=metric, maximize=maximize)
-  every, early, plateau = problem.steps_per_epoch, options.early_stopping, options.plateau
   schedules = [name.strip() for name in options.schedule.split(",")]
-  protocols = {
-    schedule: Protocol(
-      steps=options.epochs * every,
-      evaluate_every=every,
-      schedule=schedule,
-      early_stopping=None if early is None else EarlyStopping(early),
-      plateau=None if plateau is None else ReduceOnPlateau(patience=plateau),
-      report=options.report,
-    )
-    for schedule in schedules
-  }
+  protocols = {schedule: _protocol(options, schedule, problem.steps_per_epoch) for schedule in schedules}
   for schedule, protocol in protocols.items():
     out = options.out / schedule if len(schedules) > 1 else options.out
     comparison = compare(
       problem,
-      [name.strip() for name in options.optimizers.split(",") if name.strip()],
+      names,
       protocol,
       learning_rates=rates,
       points=options.points,

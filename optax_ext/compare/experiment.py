@@ -1,28 +1,24 @@
 """`compare`: tune every optimizer alike, then report all of them on fresh seeds."""
 
 import dataclasses
-import math
-import numbers
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import optax
 
 from optax_ext.compare import grid
-from optax_ext.compare.behaviour import opened
+from optax_ext.compare.arguments import baseline_names, check_options, rates_of, resolve, seeds_of
 from optax_ext.compare.grid import Range
-from optax_ext.compare.optimizers import Optimizer, check_optimizers
-from optax_ext.compare.problem import Problem, check_problem, keys
+from optax_ext.compare.laboratory import Laboratory
+from optax_ext.compare.optimizers import Optimizer
+from optax_ext.compare.problem import Problem
 from optax_ext.compare.progress import Progress
-from optax_ext.compare.protocol import Protocol, check_whole
+from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.report import save, summary
 from optax_ext.compare.result import Arm, Outcome
-from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.statistics import Difference, adjust, paired
-from optax_ext.compare.store import Store
-from optax_ext.compare.tuning import Trial, Tuner
+from optax_ext.compare.tuning import Tuner
 
 FIRST_REPORTING_SEED = 1000  # tuning seeds count from 0
 
@@ -111,17 +107,14 @@ def compare(
   for name, value, kind in [("problem", problem, Problem), ("protocol", protocol, Protocol)]:
     if not isinstance(value, kind):
       raise TypeError(f"{name} must be an optax_ext.compare.{kind.__name__}, but was {value!r}.")
-  all_arms = resolve(optimizers, problem, add_baselines)
-  given = _rates(learning_rates)
-  _check_options(given, points, ratio, track, trials, single_rate, margin, batching, curve_points)
-  tuning, reporting = _seeds(tuning_seeds, 0, "tuning_seeds"), _seeds(seeds, FIRST_REPORTING_SEED, "seeds")
+  given = rates_of(learning_rates)
+  check_options(given, points, ratio, track, trials, single_rate, margin, batching, curve_points)
+  tuning, reporting = seeds_of(tuning_seeds, 0, "tuning_seeds"), seeds_of(seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
-  check_problem(problem)
-  params, _ = jax.eval_shape(problem.start, keys(0)[0])
-  check_optimizers(all_arms.values(), params, protocol.shape())
+  all_arms = resolve(optimizers, problem, add_baselines)
   if single_rate is None:
-    single_rate = next(all_arms[b].centre for b in [*_baseline_names(all_arms), *all_arms])
+    single_rate = next(all_arms[b].centre for b in [*baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)
 
   ratio = float(ratio)
@@ -131,8 +124,10 @@ def compare(
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
-    store = opened(pathlib.Path(out) if out else None, problem, protocol, all_arms.values(), curve_points)
-    laboratory = Laboratory(problem, protocol, all_arms, batching, devices, store, shown)
+    folder = pathlib.Path(out) if out else None
+    laboratory = Laboratory(
+      problem, protocol, all_arms, batching, devices, folder, curve_points, settings=track == "B", progress=shown
+    )
     tune = lambda name: laboratory.on(name, tuning, "tuning", planned=in_grid)
     tuners = {name: Tuner(problem, protocol, tune(name)) for name in all_arms}
     for name, tuner in tuners.items():
@@ -149,10 +144,14 @@ def compare(
     arms = {name: Arm(all_arms[name], tuner.search) for name, tuner in tuners.items()}
     for name, arm in arms.items():
       report = laboratory.on(name, reporting, "reporting", with_test=True)
-      if arm.search.best is not None:
-        arm.reported = report([arm.search.best])[0]
+      best, single = arm.search.best, {"learning_rate": single_rate}
+      if best is not None and single_rate and len(best) == 1 and best != single:  # both in the same programs
+        arm.reported, arm.single = report([best, single])
+        continue
+      if best is not None:
+        arm.reported = report([best])[0]
       if single_rate:
-        arm.single = report([{"learning_rate": single_rate}])[0]
+        arm.single = report([single])[0]
 
   of_arms = (problem, protocol, arms, reporting, tuning)
   comparison = Comparison(*of_arms, single_rate or None, margin, laboratory.batching)
@@ -163,93 +162,6 @@ def compare(
   return comparison
 
 
-class Laboratory:
-  """Does the runs of a comparison that are not in the store yet."""
-
-  def __init__(
-    self,
-    problem: Problem,
-    protocol: Protocol,
-    optimizers: Mapping[str, Optimizer],
-    batching: str,
-    devices: Sequence[Any] | None,
-    store: Store,
-    progress: Progress,
-  ):
-    self.optimizers, self.protocol, self.store, self.batching = optimizers, protocol, store, batching
-    self.problem, self.devices, self.progress = problem, devices, progress
-    self.runners: dict[str, Runner] = {}
-
-  def on(
-    self, name: str, seeds: Sequence[int], what: str, with_test: bool = False, planned: float = math.inf
-  ) -> Callable[[Sequence[Trial]], list[list[Result]]]:
-    """A function that does trials of one optimizer, each on all of `seeds`; `progress` expects `planned` of them."""
-    left = planned
-
-    def run(trials: Sequence[Trial]) -> list[list[Result]]:
-      nonlocal left
-      self.progress.more(self.protocol.steps * len(seeds) * int(max(0, len(trials) - left)))
-      left = max(0, left - len(trials))
-      self.progress.phase(list(self.optimizers).index(name), name, what)
-      tasks = [Task(trial, seed) for trial in trials for seed in seeds]
-      missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
-      if missing:
-        runner = self._runner(name)
-
-        def keep(finished: Sequence[Result]) -> None:
-          self.store.add(name, finished, with_test)
-          self.progress.more(sum(result.steps[-1] - self.protocol.steps for result in finished))  # stopped early
-
-        runner.run(missing, with_test, self.progress.add, keep)
-        self.batching = runner.batching  # what "auto" chose serves all
-      self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
-      results = [self.store.get(name, task, with_test) for task in tasks]
-      results = [result for result in results if result is not None]
-      return [results[first : first + len(seeds)] for first in range(0, len(results), len(seeds))]
-
-    return run
-
-  def _runner(self, name: str) -> Runner:
-    like = next(iter(self.runners.values()), None)
-    if name not in self.runners:
-      optimizer = self.optimizers[name]
-      self.runners[name] = Runner(self.problem, self.protocol, optimizer, self.batching, self.devices, like)
-    self.runners[name].batching = self.batching
-    return self.runners[name]
-
-
-def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str, Optimizer]:
-  """The optimizers by name, with the matched baselines of the named ones."""
-  if isinstance(optimizers, Mapping):
-    named_as = lambda name, o: dataclasses.replace(o, name=name) if isinstance(o, Optimizer) else Optimizer(name, o)
-    optimizers = [named_as(name, of) for name, of in optimizers.items()]
-  resolved: dict[str, Optimizer] = {}
-  if isinstance(optimizers, str) or not isinstance(optimizers, Sequence) or not optimizers:
-    raise ValueError(f"optimizers must be a list of at least one name or Optimizer, but was {optimizers!r}.")
-  for optimizer in optimizers:
-    if isinstance(optimizer, str):
-      from optax_ext.compare.names import named
-
-      optimizer = named(optimizer, problem)
-    elif not isinstance(optimizer, Optimizer):
-      raise TypeError(f"An optimizer must be a name or an Optimizer, but one was {optimizer!r}; give a dict otherwise.")
-    if optimizer.name in resolved:
-      raise ValueError(f"Two optimizers have the name {optimizer.name!r}; give each its own.")
-    resolved[optimizer.name] = optimizer
-  if add_baselines:
-    from optax_ext.compare.names import NAMES, named
-
-    missing = [b for o in resolved.values() for b in o.baselines if b not in resolved and b in NAMES]
-    resolved |= {name: named(name, problem) for name in missing}
-    if unknown := {b for o in resolved.values() for b in o.baselines} - resolved.keys():
-      raise ValueError(f"Baselines must be among the optimizers, or known by name, but {sorted(unknown)} are neither.")
-  return resolved
-
-
-def _baseline_names(optimizers: Mapping[str, Optimizer]) -> list[str]:
-  return [b for o in optimizers.values() for b in o.baselines if b in optimizers]
-
-
 def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], Difference]:
   """Each optimizer against its baselines where both have runs, with p-values adjusted for all of them."""
   ran = [name for name, arm in comparison.arms.items() if single or arm.search.best is not None]
@@ -257,62 +169,3 @@ def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], D
   badness = lambda name: [comparison.problem.badness(v) for v in comparison.values(name, single=single)]
   differences = [paired(badness(name), badness(baseline), comparison.margin) for name, baseline in pairs]
   return dict(zip(pairs, adjust(differences), strict=True))
-
-
-def _seeds(seeds: int | Sequence[int], first: int, name: str) -> list[int]:
-  whole = lambda number: isinstance(number, numbers.Integral) and not isinstance(number, bool) and int(number) >= 0
-  counted = [first + i for i in range(int(seeds))] if whole(seeds) else []  # type: ignore
-  listed: list[Any] = list(seeds) if isinstance(seeds, Iterable) else counted
-  chosen = [int(seed) if whole(seed) else -1 for seed in listed]
-  if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
-    raise ValueError(
-      f"{name} must be a number of at least 1, or different whole numbers of at least 0, but was {seeds!r}."
-    )
-  return chosen
-
-
-def _rates(learning_rates: Sequence[float] | None) -> list[float]:
-  """The grid for all in ascending order; empty where each optimizer has its own."""
-  if learning_rates is None:
-    return []
-  try:
-    rates = sorted(float(rate) for rate in learning_rates)
-    listed = not isinstance(learning_rates, str)
-  except (TypeError, ValueError):
-    rates, listed = [], False
-  if not listed:
-    raise ValueError(f"learning_rates must be a list of rates, but was {learning_rates!r}; for one rate give a list.")
-  if not rates:
-    raise ValueError("learning_rates is an empty grid: give at least one rate, or None for a grid around the centre.")
-  if not all(0 < rate < math.inf for rate in rates) or len(set(rates)) < len(rates):
-    raise ValueError(f"learning_rates must be different finite numbers above 0, but were {rates}.")
-  return rates
-
-
-def _check_options(
-  learning_rates: Sequence[float],
-  points: int,
-  ratio: float,
-  track: str,
-  trials: int,
-  single_rate: float | None,
-  margin: float,
-  batching: str,
-  curve_points: int | None,
-) -> None:
-  grid.grid(1.0, points, ratio)
-  if track not in ("A", "B"):
-    raise ValueError(f"track must be 'A' (learning rate alone) or 'B' (all settings), but was {track!r}.")
-  if track == "B" and learning_rates:
-    raise ValueError(
-      "Track B draws learning rates from ranges around the centres: leave learning_rates out, or track A."
-    )
-  check_whole("trials", trials, 1)
-  if single_rate is not None and not 0 <= single_rate < math.inf:
-    raise ValueError(f"single_rate must be a finite number above 0, 0 for none or None, but was {single_rate}.")
-  if not 0 <= margin < math.inf:
-    raise ValueError(f"margin must be a finite number of at least 0, but was {margin}.")
-  if batching not in ("auto", "map", "vmap", "step"):
-    raise ValueError(f"batching must be 'auto', 'map', 'vmap' or 'step', but was {batching!r}.")
-  if curve_points is not None and not (isinstance(curve_points, int) and curve_points >= 1):
-    raise ValueError(f"curve_points must be a whole number of at least 1, or None for all, but was {curve_points}.")

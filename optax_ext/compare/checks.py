@@ -1,0 +1,140 @@
+"""Whether a problem's parts fit together, told before anything is compiled, in one sentence where they do not."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optax_ext.compare.fingerprint import PLATFORM, Traced, digest
+from optax_ext.compare.problem import Problem, check_batch_size, keys
+
+
+def check_problem(problem: Problem) -> tuple[Traced, Any]:
+  """What the problem's programs are, and the shapes of its parameters. Compiles and computes nothing.
+
+  Raises:
+    TypeError, ValueError: what does not fit, in one sentence.
+  """
+  _check_arrays(problem)
+  init_key, dropout_key = jax.eval_shape(lambda: keys(0))
+  batch = jax.tree.map(lambda array: array[: problem.batch_size], problem.train)
+  if problem.has_state and not _is_pair(jax.eval_shape(problem.init, init_key)):
+    raise TypeError(f"init of the problem {problem.name!r} must return (params, state), since has_state is true.")
+  params, state = jax.eval_shape(problem.start, init_key)
+  given = params, state, batch, dropout_key
+  if problem.has_state and not _is_pair(_shapes("loss", problem.loss, *given)):
+    raise TypeError(f"loss of the problem {problem.name!r} must return (scalar, new state), since has_state is true.")
+  loss, new_state = _shapes("loss", problem.loss_of, *given)
+  if getattr(loss, "shape", None) != () or not jnp.issubdtype(loss.dtype, jnp.floating):
+    what = f"{loss.dtype} of shape {loss.shape}" if hasattr(loss, "shape") else type(loss).__name__
+    raise ValueError(
+      f"loss must return a floating-point scalar, but for one batch returned {what}; take its mean, say."
+    )
+  if jax.tree.map(_kind, new_state) != jax.tree.map(_kind, state):
+    raise ValueError("loss must return a state of the same structure, shapes and dtypes as init, but did not.")
+  metrics = _trace("metrics of the validation data", problem.metrics_of, params, state, problem.validation)
+  _check_metrics(problem, metrics.out_info)
+  if jax.tree.map(np.shape, problem.test) != jax.tree.map(np.shape, problem.validation):
+    _check_metrics(problem, _shapes("metrics of the test data", problem.metrics_of, params, state, problem.test))
+
+  gradient = _program(_trace("gradient of the loss", jax.value_and_grad(problem.loss_of, has_aux=True), *given))
+  init = _program(_trace("init", problem.start, init_key))
+  texts = init.as_text(), gradient.as_text(), _program(metrics).as_text()
+  traced = Traced(
+    digest(*texts, f"{problem.filler}"),
+    operations=max(1.0, float((gradient.cost_analysis() or {}).get("flops", 0.0))),
+    convolves="stablehlo.convolution" in texts[1],
+    bytes=max(1, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))),
+  )
+  return traced, params
+
+
+def _check_metrics(problem: Problem, metrics: Mapping[str, Any]) -> None:
+  if problem.metric not in metrics:
+    raise ValueError(
+      f"metric is {problem.metric!r}, but metrics returns only {', '.join(map(repr, metrics)) or 'none'}."
+    )
+  for name, value in metrics.items():
+    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.number):
+      what = f"{value.dtype} of shape {value.shape}" if hasattr(value, "shape") else type(value).__name__
+      raise ValueError(f"metrics must return numbers, but {name!r} is {what}.")
+
+
+def check_start(problem: Problem, measured: Mapping[str, Any]) -> None:
+  """Raises unless the deciding metrics of the initial parameters of seed 0, by name of their data, are finite."""
+  for split, value in measured.items():
+    _check_finite(problem, f"{problem.metric} of the {split} data", value, np.isfinite(value))
+
+
+def check_first_step(problem: Problem) -> None:
+  """Raises where the loss of the first batch or its gradient is not finite at the initial parameters of seed 0.
+
+  A run that diverged at once asks for it.
+  """
+  init_key, dropout_key = keys(0)
+  params, state = jax.jit(problem.start)(init_key)
+  batch = jax.tree.map(lambda array: jnp.asarray(array[: problem.batch_size]), problem.train)
+  grad_of = jax.jit(jax.value_and_grad(problem.loss_of, has_aux=True))
+  (value, _), grads = grad_of(params, state, batch, dropout_key)
+  _check_finite(problem, "loss of the first batch", value, np.isfinite(value))
+  unclear = sum(int(np.sum(~np.isfinite(leaf))) for leaf in jax.device_get(jax.tree.leaves(grads)))
+  _check_finite(problem, "gradient of the first batch", f"not finite in {unclear} places", not unclear)
+
+
+def _check_finite(problem: Problem, what: str, said: Any, fine: Any) -> None:
+  if not fine:
+    raise ValueError(
+      f"The {what} is {said} at the initial parameters of seed 0, before any step; look at the data and the loss of "
+      f"the problem {problem.name!r}."
+    )
+
+
+def _check_arrays(problem: Problem) -> None:
+  for split, data in zip(["train", "validation", "test"], problem.data, strict=True):
+    leaves = jax.tree.leaves(data)
+    if not leaves:
+      raise ValueError(f"{split} must hold at least one array, but holds none.")
+    lengths = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(lengths) > 1 or lengths in ({()}, {(0,)}):
+      shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
+      raise ValueError(f"The arrays of {split} must have one leading axis, the examples, in common, but are {shapes}.")
+    if jax.tree.structure(data) != jax.tree.structure(problem.train):
+      raise ValueError(f"{split} must be a tree of arrays like train, but is {jax.tree.structure(data)}.")
+    for leaf in leaves:
+      if jnp.issubdtype(np.result_type(leaf), jnp.inexact) and not np.isfinite(leaf).all():
+        raise ValueError(
+          f"An array of {split}, of shape {np.shape(leaf)}, holds NaN or infinity; leave such examples out."
+        )
+    for leaf, like in zip(leaves, jax.tree.leaves(problem.train), strict=True):
+      if (np.shape(leaf)[1:], np.result_type(leaf)) != (np.shape(like)[1:], np.result_type(like)):
+        raise ValueError(
+          f"Examples of {split} must have the shapes and dtypes of those of train, but one is {np.result_type(leaf)} "
+          f"of shape {np.shape(leaf)[1:]} where train has {np.result_type(like)} of shape {np.shape(like)[1:]}."
+        )
+  check_batch_size(problem)
+
+
+def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:
+  return _trace(what, function, *args).out_info
+
+
+def _trace(what: str, function: Callable[..., Any], *args: Any) -> Any:
+  try:
+    return jax.jit(function).trace(*args)
+  except Exception as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise ValueError(f"{what} failed when traced on its data, with {type(error).__name__}: {reason}") from error
+
+
+def _program(traced: Any) -> Any:
+  return traced.lower(lowering_platforms=PLATFORM)
+
+
+def _is_pair(value: Any) -> bool:
+  return isinstance(value, tuple) and len(value) == 2
+
+
+def _kind(leaf: Any) -> tuple[Any, ...]:
+  return leaf.shape, leaf.dtype

@@ -1,0 +1,99 @@
+"""The runs of a comparison: checked before the first one, done optimizer by optimizer, kept in a folder."""
+
+import math
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from optax_ext.compare.batching import chosen, most_lanes
+from optax_ext.compare.checks import check_first_step, check_problem
+from optax_ext.compare.fingerprint import check_programs, digest
+from optax_ext.compare.optimizers import Optimizer, check_optimizers
+from optax_ext.compare.problem import Problem
+from optax_ext.compare.programs import Common
+from optax_ext.compare.progress import Progress
+from optax_ext.compare.protocol import Protocol
+from optax_ext.compare.run import Result, Runner, Task
+from optax_ext.compare.store import Store, fingerprint
+from optax_ext.compare.tuning import Trial
+
+
+class Laboratory:
+  """Does the runs of a comparison that its folder does not hold yet.
+
+  Args:
+    problem: What is trained.
+    protocol: How long.
+    optimizers: By name.
+    batching: "map", "vmap", "step" or "auto".
+    devices: That share the runs; by default all local ones.
+    folder: Of the finished runs; `None` keeps them in memory alone.
+    points: How many evaluations of each run are kept, at least; `None` for all.
+    settings: Whether settings beside the learning rate are drawn.
+    progress: Hears what is going on.
+
+  Raises:
+    TypeError, ValueError: the problem, an optimizer or the folder does not fit, in one sentence.
+  """
+
+  def __init__(
+    self,
+    problem: Problem,
+    protocol: Protocol,
+    optimizers: Mapping[str, Optimizer],
+    batching: str,
+    devices: Sequence[Any] | None = None,
+    folder: pathlib.Path | None = None,
+    points: int | None = None,
+    settings: bool = False,
+    progress: Progress | None = None,
+  ):
+    traced, params = check_problem(problem)
+    programs = check_optimizers(optimizers.values(), params, protocol.shape(), settings)
+    self.store = Store(folder, fingerprint(problem, protocol), points)
+    if folder:
+      of_both = {name: digest(traced.digest, of) for name, of in programs.items()}
+      check_programs(folder, of_both, self.store.optimizers())
+    self.problem, self.protocol, self.optimizers = problem, protocol, optimizers
+    self.batching, self.lanes = chosen(batching, traced, devices), most_lanes(traced)
+    self.devices, self.progress = devices, progress or Progress(False, len(optimizers), 0)
+    self.runners: dict[str, Runner] = {}
+    self.explained = False
+
+  def on(
+    self, name: str, seeds: Sequence[int], what: str, with_test: bool = False, planned: float = math.inf
+  ) -> Callable[[Sequence[Trial]], list[list[Result]]]:
+    """A function that does trials of one optimizer, each on all of `seeds`; `progress` expects `planned` of them."""
+    left = planned
+
+    def run(trials: Sequence[Trial]) -> list[list[Result]]:
+      nonlocal left
+      self.progress.more(self.protocol.steps * len(seeds) * int(max(0, len(trials) - left)))
+      left = max(0, left - len(trials))
+      tasks = [Task(trial, seed) for trial in trials for seed in seeds]
+      missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
+      self.progress.phase(list(self.optimizers).index(name), name, what)
+      if missing:
+        self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, with_test))
+      self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
+      results = [self.store.get(name, task, with_test) for task in tasks]
+      results = [result for result in results if result is not None]
+      return [results[first : first + len(seeds)] for first in range(0, len(results), len(seeds))]
+
+    return run
+
+  def runner(self, name: str) -> Runner:
+    """That of an optimizer, which compiles its programs once."""
+    if name not in self.runners:
+      common = next((runner.common for runner in self.runners.values()), None)
+      common = common or Common(self.problem, self.protocol, self.devices, checked=bool(self.store.results))
+      self.runners[name] = Runner(common, self.optimizers[name], self.batching, self.lanes)
+    return self.runners[name]
+
+  def _keep(self, name: str, finished: Sequence[Result], with_test: bool) -> None:
+    """Notes finished runs; of the first that diverged at once, tells whether that is the problem's fault."""
+    if not self.explained and any(result.diverged and len(result.steps) == 1 for result in finished):
+      check_first_step(self.problem)
+      self.explained = True
+    self.store.add(name, finished, with_test)
+    self.progress.more(sum(result.steps[-1] - self.protocol.steps for result in finished))  # stopped early

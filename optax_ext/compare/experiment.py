@@ -13,11 +13,11 @@ from optax_ext.compare.grid import Range
 from optax_ext.compare.laboratory import Laboratory
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem
-from optax_ext.compare.progress import Progress
+from optax_ext.compare.progress import Progress, counted
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.report import save, summary
 from optax_ext.compare.result import Arm, Outcome
-from optax_ext.compare.statistics import Difference, adjust, paired
+from optax_ext.compare.statistics import ENOUGH, Difference, adjust, paired
 from optax_ext.compare.tuning import Tuner
 
 FIRST_REPORTING_SEED = 1000  # tuning seeds count from 0
@@ -124,6 +124,10 @@ def compare(
   in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
   runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
   with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
+    sizes = f"{in_grid} trials × {len(tuning)} tuning seeds + {'2 × ' if single_rate else ''}{len(reporting)} seeds"
+    shown.say(f"{len(all_arms)} optimizers × ({sizes}) = {runs} runs of at most {protocol.steps:,} steps")
+    if len(reporting) < ENOUGH:
+      shown.say(f"no difference can be decided with {counted(len(reporting), 'reporting seed')}: {ENOUGH} are needed")
     folder = pathlib.Path(out) if out else None
     laboratory = Laboratory(
       problem, protocol, all_arms, batching, devices, folder, curve_points, settings=track == "B", progress=shown

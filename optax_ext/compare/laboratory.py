@@ -72,9 +72,10 @@ class Laboratory:
       left = max(0, left - len(trials))
       tasks = [Task(trial, seed) for trial in trials for seed in seeds]
       missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
-      self.progress.phase(list(self.optimizers).index(name), name, what)
+      self.progress.phase(list(self.optimizers).index(name), name, what, len(tasks), len(missing))
       if missing:
         self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, with_test))
+        self.progress.end()
       self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
       results = [self.store.get(name, task, with_test) for task in tasks]
       results = [result for result in results if result is not None]

@@ -55,7 +55,7 @@ class Common:
 
   def _measure(self, params: Any, state: Any, data: Any) -> dict[str, jax.Array]:
     """Metrics of all of `data`; runs follow one another where they are many, as `data` may be large."""
-    measure = lambda of: jax.tree.map(jax.numpy.asarray, self.problem.metrics_of(*of, data))
+    measure = lambda of: jax.tree.map(jax.numpy.asarray, self.problem.metrics_of(of[0], of[1], data))
     if is_one(params):
       return _alone(measure)((params, state))
     return jax.lax.map(measure, (params, state), batch_size=TOGETHER)

@@ -28,8 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"
   )
   add("--points", type=int, default=7, help="learning rates in a grid of one's own (7)")
-  add("--seeds", type=int, default=8, help="reporting seeds (8)")
-  add("--tuning-seeds", type=int, default=3, help="tuning seeds (3)")
+  add("--quick", action="store_true", help="the cheapest design that can decide: 5 seeds, rates halved on the way")
+  add("--seeds", type=int, help="reporting seeds (8, with --quick 5)")
+  add("--tuning-seeds", type=int, help="tuning seeds (3, with --quick 2)")
   add("--epochs", type=int, default=20, help="passes through the training data, each evaluated at its end (20)")
   add("--schedule", default="constant", help="constant, cosine (with warm-up), or both as constant,cosine (constant)")
   add("--metric", help="the deciding metric: loss or error for the bundled problems (each one's own, mostly loss)")
@@ -91,10 +92,10 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], list[float] | None
     raise ValueError(f"--epochs must be at least 1, but was {options.epochs}.")
   for schedule in options.schedule.split(","):
     _protocol(options, schedule.strip(), steps_per_epoch=1)
-  given = {name: getattr(options, name) for name in ("points", "track", "trials", "single_rate", "batching")}
+  given = {name: getattr(options, name) for name in ("points", "track", "quick", "trials", "single_rate", "batching")}
   check_options(rates_of(rates), ratio=2.0, margin=0.0, curve_points=None, **given)
-  for name in ("seeds", "tuning_seeds"):
-    seeds_of(getattr(options, name), 0, f"--{name.replace('_', '-')}")
+  for name, number in (("--seeds", options.seeds), ("--tuning-seeds", options.tuning_seeds)):
+    seeds_of(1 if number is None else number, 0, name)
   names = [name.strip() for name in options.optimizers.split(",") if name.strip()]
   for name in names:
     check_name(name)
@@ -135,6 +136,7 @@ def run(options: argparse.Namespace) -> None:
       points=options.points,
       seeds=options.seeds,
       tuning_seeds=options.tuning_seeds,
+      quick=options.quick,
       track=options.track,
       trials=options.trials,
       single_rate=options.single_rate,

@@ -86,6 +86,7 @@ def check_options(
   points: int,
   ratio: float,
   track: str,
+  quick: bool,
   trials: int,
   single_rate: float | None,
   margin: float,
@@ -96,6 +97,8 @@ def check_options(
   grid.grid(1.0, points, ratio)
   if track not in ("A", "B"):
     raise ValueError(f"track must be 'A' (learning rate alone) or 'B' (all settings), but was {track!r}.")
+  if track == "B" and quick:
+    raise ValueError("quick tunes learning rates alone: leave quick out, or choose track 'A'.")
   if track == "B" and learning_rates:
     raise ValueError(
       "Track B draws learning rates from ranges around the centres: leave learning_rates out, or track A."

@@ -9,11 +9,12 @@ import optax
 
 from optax_ext.compare import grid
 from optax_ext.compare.arguments import baseline_names, check_options, rates_of, resolve, seeds_of
+from optax_ext.compare.design import Design
 from optax_ext.compare.grid import Range
 from optax_ext.compare.laboratory import Laboratory
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem
-from optax_ext.compare.progress import Progress, counted
+from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.report import save, summary
 from optax_ext.compare.result import Arm, Outcome
@@ -47,8 +48,9 @@ def compare(
   learning_rates: Sequence[float] | None = None,
   points: int = 7,
   ratio: float = grid.HALF_DECADE,
-  seeds: int | Sequence[int] = 8,
-  tuning_seeds: int | Sequence[int] = 3,
+  seeds: int | Sequence[int] | None = None,
+  tuning_seeds: int | Sequence[int] | None = None,
+  quick: bool = False,
   track: str = "A",
   trials: int = 16,
   single_rate: float | None = None,
@@ -75,12 +77,16 @@ def compare(
     ratio: Of neighbours in such a grid. A grid of which an edge is as good as its best is extended there, by at most 3
       points a side, each as far from the last as that from its neighbour; then it is refined once around its best, at
       the root of the ratio to each neighbour.
-    seeds: Reporting seeds: how many (then from 1000), or which.
-    tuning_seeds: How many (then from 0), or which.
+    seeds: Reporting seeds: how many (then from 1000), or which; by default 8.
+    tuning_seeds: How many (then from 0), or which; by default 3.
+    quick: The cheapest design that can decide: by default 5 reporting seeds, 2 tuning seeds and no comparison at one
+      rate, and successive halving instead of whole runs for every rate: all train for a quarter of the steps, the
+      better half of the rates for a half, half of those to the end. It costs about 0.3 of the full design's steps. The
+      grid is extended, but not refined, and an optimizer whose grid was extended has tried more.
     track: "A" tunes the learning rate; "B" draws `trials` quasi-random trials from each optimizer's whole space.
     trials: Of track B.
     single_rate: The rate of the comparison at one rate, other settings being the defaults; by default the centre of the
-      first baseline. 0 for none.
+      first baseline, with `quick` none. 0 for none.
     margin: What counts as equal, relative to the baseline's mean.
     add_baselines: Whether to add the matched baselines of named optimizers where they are missing.
     batching: "map" (one run after the other on each device), "vmap" (all at once), "step" (as map, each step a program
@@ -108,40 +114,40 @@ def compare(
     if not isinstance(value, kind):
       raise TypeError(f"{name} must be an optax_ext.compare.{kind.__name__}, but was {value!r}.")
   given = rates_of(learning_rates)
-  check_options(given, points, ratio, track, trials, single_rate, margin, batching, curve_points)
-  tuning, reporting = seeds_of(tuning_seeds, 0, "tuning_seeds"), seeds_of(seeds, FIRST_REPORTING_SEED, "seeds")
+  check_options(given, points, ratio, track, quick, trials, single_rate, margin, batching, curve_points)
+  tuning = seeds_of((2 if quick else 3) if tuning_seeds is None else tuning_seeds, 0, "tuning_seeds")
+  reporting = seeds_of((ENOUGH if quick else 8) if seeds is None else seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
     raise ValueError(f"Reporting seeds must be fresh, but {sorted(both)} are among the tuning seeds too.")
   all_arms = resolve(optimizers, problem, add_baselines)
   if single_rate is None:
-    single_rate = next(all_arms[b].centre for b in [*baseline_names(all_arms), *all_arms])
+    single_rate = 0 if quick else next(all_arms[b].centre for b in [*baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)
 
   ratio = float(ratio)
   rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
   if len(given) > 1:  # on average
     ratio = (given[-1] / given[0]) ** (1 / (len(given) - 1))
-  in_grid = trials if track == "B" else 2 + max(len(of) for of in rates.values())
-  runs = len(all_arms) * (in_grid * len(tuning) + (2 if single_rate else 1) * len(reporting))
-  with Progress(progress, len(all_arms), runs * protocol.steps) as shown:
-    sizes = f"{in_grid} trials × {len(tuning)} tuning seeds + {'2 × ' if single_rate else ''}{len(reporting)} seeds"
-    shown.say(f"{len(all_arms)} optimizers × ({sizes}) = {runs} runs of at most {protocol.steps:,} steps")
-    if len(reporting) < ENOUGH:
-      shown.say(f"no difference can be decided with {counted(len(reporting), 'reporting seed')}: {ENOUGH} are needed")
+  design = Design(protocol, len(all_arms), max(map(len, rates.values())), trials, track, quick, tuning, reporting)
+  with Progress(progress, len(all_arms), design.steps(single_rate)) as shown:
+    for line in design.lines(single_rate):
+      shown.say(line)
     folder = pathlib.Path(out) if out else None
     laboratory = Laboratory(
       problem, protocol, all_arms, batching, devices, folder, curve_points, settings=track == "B", progress=shown
     )
-    tune = lambda name: laboratory.on(name, tuning, "tuning", planned=in_grid)
-    tuners = {name: Tuner(problem, protocol, tune(name)) for name in all_arms}
+    tune = lambda name: laboratory.on(name, tuning, "tuning", planned=design.trials_to_the_end)
+    tuners = {name: Tuner(problem, protocol, tune(name), laboratory.race(name, tuning)) for name in all_arms}
     for name, tuner in tuners.items():
       if track == "B":
         centre = all_arms[name].centre
         space = {"learning_rate": Range(centre / 10**1.5, centre * 10**1.5), **all_arms[name].space}
         tuner.try_all(grid.quasi_random(space, trials))
+      elif quick:
+        tuner.halve(rates[name], ratio)
       else:
         tuner.on_grid(rates[name], ratio)
-    if track == "A":
+    if track == "A" and not quick:
       most = max(len(tuner.search.trials) for tuner in tuners.values())
       for tuner in tuners.values():
         tuner.top_up(most, ratio)

@@ -2,7 +2,7 @@
 
 import math
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from optax_ext.compare.batching import chosen, most_lanes
@@ -15,7 +15,7 @@ from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import Store, fingerprint
-from optax_ext.compare.tuning import Trial
+from optax_ext.compare.tuning import Choose, Race, RunTrials, Trial, race_steps
 
 
 class Laboratory:
@@ -62,26 +62,61 @@ class Laboratory:
 
   def on(
     self, name: str, seeds: Sequence[int], what: str, with_test: bool = False, planned: float = math.inf
-  ) -> Callable[[Sequence[Trial]], list[list[Result]]]:
+  ) -> RunTrials:
     """A function that does trials of one optimizer, each on all of `seeds`; `progress` expects `planned` of them."""
-    left = planned
+    left, phase = planned, "report" if with_test else "tune"
 
     def run(trials: Sequence[Trial]) -> list[list[Result]]:
       nonlocal left
       self.progress.more(self.protocol.steps * len(seeds) * int(max(0, len(trials) - left)))
       left = max(0, left - len(trials))
       tasks = [Task(trial, seed) for trial in trials for seed in seeds]
-      missing = [task for task in tasks if self.store.get(name, task, with_test) is None]
-      self.progress.phase(list(self.optimizers).index(name), name, what, len(tasks), len(missing))
+      missing = [task for task in tasks if self.store.get(name, task, phase) is None]
+      self._say(name, what, len(tasks), len(missing))
       if missing:
-        self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, with_test))
+        self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, phase))
         self.progress.end()
       self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
-      results = [self.store.get(name, task, with_test) for task in tasks]
-      results = [result for result in results if result is not None]
-      return [results[first : first + len(seeds)] for first in range(0, len(results), len(seeds))]
+      return _by_trial([self.store.get(name, task, phase) for task in tasks], seeds)
 
     return run
+
+  def race(self, name: str, seeds: Sequence[int]) -> Race:
+    """A function that does trials of one optimizer side by side, and ends those that are not chosen to go on."""
+
+    def run(trials: Sequence[Trial], ends: Sequence[int], choose: Choose) -> tuple[list[list[Result]], set[int]]:
+      tasks = [Task(trial, seed) for trial in trials for seed in seeds]
+      get = lambda task: self.store.get(name, task, "tune") or self.store.get(name, task, "dropped")
+      missing = [task for task in tasks if get(task) is None]
+      self._say(name, "racing", len(tasks), len(tasks) if missing else 0)
+      if not missing:
+        self.progress.more(-race_steps(self.protocol, len(trials)) * len(seeds))
+        whole = [i for i, task in enumerate(tasks) if self.store.get(name, task, "tune")]
+        return _by_trial(list(map(get, tasks)), seeds), {i // len(seeds) for i in whole}
+      going = list(range(len(trials)))
+
+      def go_on(results: list[Result]) -> set[int]:
+        """The tasks of the chosen among the trials that are still going."""
+        nonlocal going
+        self._explain(results)
+        by_trial = _by_trial(results, seeds)
+        going = [going[i] for i in choose([by_trial[trial] for trial in going])]
+        return {trial * len(seeds) + i for trial in going for i in range(len(seeds))}
+
+      results = self.runner(name).race(tasks, ends, go_on, self.progress.add)
+      self.progress.end()
+      whole = {trial * len(seeds) + i for trial in going for i in range(len(seeds))}
+      for phase, of in (
+        ("tune", [result for i, result in enumerate(results) if i in whole]),
+        ("dropped", [result for i, result in enumerate(results) if i not in whole]),
+      ):
+        self.store.add(name, of, phase)
+      return _by_trial(list(map(get, tasks)), seeds), set(going)
+
+    return run
+
+  def _say(self, name: str, what: str, runs: int, missing: int) -> None:
+    self.progress.phase(list(self.optimizers).index(name), name, what, runs, missing)
 
   def runner(self, name: str) -> Runner:
     """That of an optimizer, which compiles its programs once."""
@@ -91,10 +126,20 @@ class Laboratory:
       self.runners[name] = Runner(common, self.optimizers[name], self.batching, self.lanes)
     return self.runners[name]
 
-  def _keep(self, name: str, finished: Sequence[Result], with_test: bool) -> None:
-    """Notes finished runs; of the first that diverged at once, tells whether that is the problem's fault."""
-    if not self.explained and any(result.diverged and len(result.steps) == 1 for result in finished):
+  def _keep(self, name: str, finished: Sequence[Result], phase: str) -> None:
+    """Notes finished runs."""
+    self._explain(finished)
+    self.store.add(name, finished, phase)
+    self.progress.more(sum(result.steps[-1] - self.protocol.steps for result in finished))  # stopped early
+
+  def _explain(self, results: Sequence[Result]) -> None:
+    """Of the first runs that diverged at once, tells whether that is the problem's fault."""
+    if not self.explained and any(result.diverged and len(result.steps) == 1 for result in results):
       check_first_step(self.problem)
       self.explained = True
-    self.store.add(name, finished, with_test)
-    self.progress.more(sum(result.steps[-1] - self.protocol.steps for result in finished))  # stopped early
+
+
+def _by_trial(results: Sequence[Result | None], seeds: Sequence[int]) -> list[list[Result]]:
+  """One list a trial, one run a seed."""
+  found = [result for result in results if result is not None]
+  return [found[first : first + len(seeds)] for first in range(0, len(found), len(seeds))]

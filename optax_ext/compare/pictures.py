@@ -90,7 +90,7 @@ def intervals(comparison: Outcome) -> Figure:
       panel.plot([d.low, d.high], [place, place], color="C0", linewidth=2)
       panel.plot([d.mean], [place], "o", color="C0")
       panel.fill_betweenx([place - 0.3, place + 0.3], -d.margin, d.margin, color="0.85", zorder=0)
-      panel.annotate(difference.verdict, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
+      panel.annotate(difference.reason, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8)
     panel.axvline(0, color="0.5", linewidth=1)
     panel.set_yticks(range(len(differences)), [f"{name} − {baseline}" for name, baseline in differences])
     panel.set(

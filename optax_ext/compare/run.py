@@ -103,8 +103,6 @@ class Runner:
     `on_steps` hears of the steps done, over all runs; `on_results` gets the results of each group when it is finished.
     """
     width, results = self._width(len(tasks)), []
-    if not self.common.checked:
-      self._check_start(width)
     for first in range(0, len(tasks), width):
       group = self.begin(tasks[first : first + width], width)
       self.advance(group, range(self.protocol.evaluations), with_test, on_steps)
@@ -113,8 +111,33 @@ class Runner:
       results += of_group
     return results
 
+  def race(
+    self,
+    tasks: Sequence[Task],
+    ends: Sequence[int],
+    go_on: Callable[[list[Result]], set[int]],
+    on_steps: Callable[[int], None] = lambda steps: None,
+  ) -> list[Result]:
+    """Takes all tasks up to each number of evaluations in `ends`, and there ends those that do not `go_on`.
+
+    All runs are in memory at the same time.
+    """
+    width, before = self._width(len(tasks)), 0
+    groups = [self.begin(tasks[first : first + width], width) for first in range(0, len(tasks), width)]
+    for end in ends:
+      for group in groups:
+        self.advance(group, range(before, end), False, on_steps)
+      results, before = [result for group in groups for result in self.results(group)], end
+      if end < ends[-1]:
+        chosen = go_on(results)
+        for task in set(range(len(tasks))) - chosen:
+          groups[task // width].ended.setdefault(task % width, False)
+    return [result for group in groups for result in self.results(group)]
+
   def begin(self, tasks: Sequence[Task], width: int) -> Group:
     """A group before its first step."""
+    if not self.common.checked:
+      self._check_start(width)
     places = [place % len(tasks) for place in range(width)]
     dtype = jnp.result_type(float)
     trial = {name: np.array([tasks[i].trial[name] for i in places], dtype) for name in tasks[0].trial}

@@ -33,6 +33,7 @@ class Difference:
     identical: Whether all values are the same.
     adjusted_p: `p` after Holm's adjustment within the experiment; of a comparison by itself `p`.
     maximize: Whether more is better; else less.
+    agreeing: Pairs whose difference has the sign of the mean.
   """
 
   mean: float
@@ -50,6 +51,7 @@ class Difference:
   identical: bool
   adjusted_p: float | None = None
   maximize: bool = False
+  agreeing: int = 0
 
   def as_measured(self, maximize: bool) -> "Difference":
     """Where more is better: with the signs of the metric, not those that make less better."""
@@ -57,6 +59,29 @@ class Difference:
       return self
     signs = {"mean": -self.mean, "low": -self.high, "high": -self.low, "baseline_mean": -self.baseline_mean}
     return dataclasses.replace(self, **signs, maximize=not self.maximize)
+
+  def effect(self, metric: str, baseline: str) -> str:
+    """The difference in words: "1.7% less loss than adam, on 4 of 5 seeds"."""
+    if not self.pairs:
+      return "–"
+    if self.mean == 0:
+      return f"the same {metric} as {baseline}"
+    seeds = "all seeds" if self.agreeing == self.seeds > 1 else f"{self.agreeing} of {self.seeds} seeds"
+    more = "more" if self.mean > 0 else "less"
+    return f"{self.relative(self.mean).lstrip('+-')} {more} {metric} than {baseline}, on {seeds}"
+
+  def relative(self, value: float) -> str:
+    """A difference in percent of the baseline's mean, with its sign; as it is where that is 0."""
+    if not self.baseline_mean or not math.isfinite(value):
+      return f"{value:+.3g}" if math.isfinite(value) else "–"
+    percent = 100 * value / abs(self.baseline_mean)
+    return f"{percent:+.0f}%" if abs(percent) >= 20 else f"{percent:+.1f}%" if abs(percent) >= 1 else f"{percent:+.2f}%"
+
+  @property
+  def reason(self) -> str:
+    """The verdict, and where nothing could be decided for lack of seeds, that."""
+    few = self.verdict == "undecided" and self.seeds < ENOUGH
+    return f"undecided: {self.seeds} seed{'s' * (self.seeds > 1)}, {ENOUGH} are needed" if few else self.verdict
 
   @property
   def verdict(self) -> str:
@@ -114,6 +139,7 @@ def paired(values: Sequence[float], baseline: Sequence[float], relative_margin: 
     seeds=len(a),
     identical=identical,
     adjusted_p=p,
+    agreeing=int(np.sum(np.sign(difference) == np.sign(difference.mean()))) if len(difference) else 0,
   )
 
 

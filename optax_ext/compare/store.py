@@ -19,7 +19,7 @@ from optax_ext.compare.run import Result, Task
 
 
 class Store:
-  """Results of finished runs, by optimizer, trial, seed and whether the test data was looked at.
+  """Results of finished runs, by optimizer, trial, seed and phase.
 
   Args:
     folder: Where `finished.jsonl` is; `None` keeps results in memory alone.
@@ -52,19 +52,19 @@ class Store:
       self.path.write_text(complete, "utf-8")
     self.results = {line["key"]: Result(**line["result"]) for line in lines[1:]}
 
-  def get(self, optimizer: str, task: Task, with_test: bool) -> Result | None:
-    """The result of a finished run."""
-    return self.results.get(_key(optimizer, task, with_test))
+  def get(self, optimizer: str, task: Task, phase: str) -> Result | None:
+    """The result of a finished run of a phase: "report", "tune", or "dropped" for one that ended before the others."""
+    return self.results.get(_key(optimizer, task, phase))
 
   def optimizers(self) -> set[str]:
     """Those that have finished runs."""
     return {key.rsplit("|", 3)[0] for key in self.results}
 
-  def add(self, optimizer: str, results: Sequence[Result], with_test: bool) -> None:
+  def add(self, optimizer: str, results: Sequence[Result], phase: str) -> None:
     """Notes finished runs."""
     lines = []
     for result in results:
-      key = _key(optimizer, Task(result.trial, result.seed), with_test)
+      key = _key(optimizer, Task(result.trial, result.seed), phase)
       result = result.thinned(self.points) if self.points else result
       self.results[key] = result
       lines.append(json.dumps({"key": key, "result": dataclasses.asdict(result)}) + "\n")
@@ -103,6 +103,6 @@ def fingerprint(problem: Problem, protocol: Protocol) -> str:
   return digest.hexdigest()[:16]
 
 
-def _key(optimizer: str, task: Task, with_test: bool) -> str:
+def _key(optimizer: str, task: Task, phase: str) -> str:
   trial = ",".join(f"{name}={value!r}" for name, value in sorted(task.trial.items()))
-  return f"{optimizer}|{trial}|seed={task.seed}|{'report' if with_test else 'tune'}"
+  return f"{optimizer}|{trial}|seed={task.seed}|{phase}"

@@ -11,6 +11,10 @@ from optax_ext.compare.run import Result
 
 Trial = Mapping[str, float]
 RunTrials = Callable[[Sequence[Trial]], list[list[Result]]]  # for each trial its runs, one a tuning seed
+Choose = Callable[[list[list[Result]]], list[int]]  # of trials with what their runs measured so far: which go on
+# Trials to some numbers of evaluations, after each of which the chosen go on: their runs, and which came to the end.
+Race = Callable[[Sequence[Trial], Sequence[int], Choose], tuple[list[list[Result]], set[int]]]
+RUNGS = (0.25, 0.5)  # parts of a run after which half of the trials end
 
 
 @dataclasses.dataclass
@@ -23,20 +27,24 @@ class Search:
     badness: Of each trial, the mean over tuning seeds of the deciding metric, signed so that less is better; infinite
       where a run diverged: such a trial is not eligible.
     extensions: Points added to the grid below and above.
+    dropped: Of each trial, whether its runs ended before the others', being worse: such a trial is not eligible.
   """
 
   trials: list[dict[str, float]] = dataclasses.field(default_factory=list)
   results: list[list[Result]] = dataclasses.field(default_factory=list)
   badness: list[float] = dataclasses.field(default_factory=list)
   extensions: dict[int, int] = dataclasses.field(default_factory=lambda: {-1: 0, 1: 0})
+  dropped: list[bool] = dataclasses.field(default_factory=list)
 
   @property
   def best(self) -> dict[str, float] | None:
     """The eligible trial of the least badness; of equal ones the middle one in order of their learning rates."""
-    least = min(self.badness, default=math.inf)
+    dropped = self.dropped or [False] * len(self.trials)
+    eligible = [(b, trial) for b, trial, out in zip(self.badness, self.trials, dropped, strict=True) if not out]
+    least = min((badness for badness, _ in eligible), default=math.inf)
     if not math.isfinite(least):
       return None
-    equal = [trial for trial, badness in zip(self.trials, self.badness, strict=True) if badness == least]
+    equal = [trial for badness, trial in eligible if badness == least]
     return sorted(equal, key=lambda trial: trial["learning_rate"])[(len(equal) - 1) // 2]
 
   @property
@@ -57,10 +65,11 @@ class Tuner:
     problem: Names the deciding metric.
     protocol: Says whether the best checkpoint or the last value counts.
     run: Does the runs.
+    race: Does them side by side, for `halve`.
   """
 
-  def __init__(self, problem: Problem, protocol: Protocol, run: RunTrials):
-    self.problem, self.protocol, self.run = problem, protocol, run
+  def __init__(self, problem: Problem, protocol: Protocol, run: RunTrials, race: Race | None = None):
+    self.problem, self.protocol, self.run, self.race = problem, protocol, run, race
     self.search = Search()
 
   def try_all(self, trials: Sequence[Trial]) -> None:
@@ -69,11 +78,35 @@ class Tuner:
     if not new:
       return
     for trial, results in zip(new, self.run(new), strict=True):
-      values = [value_of(self.problem, self.protocol, result, "validation") for result in results]
-      badness = [self.problem.badness(value) if math.isfinite(value) else math.inf for value in values]
-      self.search.trials.append(trial)
-      self.search.results.append(results)
-      self.search.badness.append(sum(badness) / len(badness))
+      self._note(trial, results, dropped=False)
+
+  def _note(self, trial: dict[str, float], results: list[Result], dropped: bool) -> None:
+    self.search.trials.append(trial)
+    self.search.results.append(results)
+    self.search.badness.append(self._badness(results))
+    self.search.dropped.append(dropped)
+
+  def _badness(self, results: list[Result]) -> float:
+    values = [value_of(self.problem, self.protocol, result, "validation") for result in results]
+    badness = [self.problem.badness(value) if math.isfinite(value) else math.inf for value in values]
+    return sum(badness) / len(badness)
+
+  def halve(self, rates: Sequence[float], ratio: float) -> None:
+    """Successive halving: all rates train for a quarter of the steps, the better half to the half, half of those to the
+    end. Then the grid is extended as `on_grid` extends it, and not refined.
+    """
+    assert self.race is not None
+
+    def better_half(so_far: list[list[Result]]) -> list[int]:
+      order = sorted(range(len(so_far)), key=lambda i: self._badness(so_far[i]))
+      return order[: math.ceil(len(so_far) / 2)]
+
+    rates = sorted(map(float, rates))
+    trials = [{"learning_rate": rate} for rate in rates]
+    results, whole = self.race(trials, rungs(self.protocol), better_half)
+    for i, trial in enumerate(trials):
+      self._note(trial, results[i], dropped=i not in whole)
+    self._extend(rates, ratio)
 
   def on_grid(self, rates: Sequence[float], ratio: float) -> None:
     """Tries a grid, extends it while an edge is as good as any, then refines once around the best.
@@ -82,8 +115,17 @@ class Tuner:
     refined at the root of the ratios to the neighbours: at 10^¼ above and below for half decades. Where nothing is
     eligible the grid extends down.
     """
-    rates, extensions = sorted(map(float, rates)), self.search.extensions
+    rates = sorted(map(float, rates))
     self.try_all([{"learning_rate": rate} for rate in rates])
+    rates = self._extend(rates, ratio)
+    if self.search.best:
+      best = self.search.best["learning_rate"]
+      above, below = (gap(rates, best, side, ratio) ** 0.5 for side in (1, -1))
+      self.try_all([{"learning_rate": best * above}, {"learning_rate": best / below}])
+
+  def _extend(self, rates: list[float], ratio: float) -> list[float]:
+    """Extends an ascending grid while one of its edges is as good as any; gives all rates."""
+    extensions = self.search.extensions
     while True:
       sides = edges(self.search.by_rate) if self.search.best else [-1]
       side = next((side for side in sides if extensions[side] < MOST_EXTENSIONS), 0)
@@ -94,10 +136,7 @@ class Tuner:
       step = gap(rates, last, side, ratio)
       rates = sorted([*rates, last * step if side > 0 else last / step])
       self.try_all([{"learning_rate": rates[-1 if side > 0 else 0]}])
-    if self.search.best:
-      best = self.search.best["learning_rate"]
-      above, below = (gap(rates, best, side, ratio) ** 0.5 for side in (1, -1))
-      self.try_all([{"learning_rate": best * above}, {"learning_rate": best / below}])
+    return rates
 
   def top_up(self, trials: int, ratio: float) -> None:
     """Spends on ever finer steps around the best what others spent on extending their grids: one budget for all."""
@@ -106,6 +145,20 @@ class Tuner:
       rate = self.search.best["learning_rate"]
       self.try_all([{**self.search.best, "learning_rate": new} for new in (rate * step, rate / step)[:left]])
       step **= 0.5
+
+
+def rungs(protocol: Protocol) -> list[int]:
+  """Evaluations after which a race drops half of its trials, and those of whole runs."""
+  early = {max(1, math.ceil(part * protocol.evaluations)) for part in RUNGS}
+  return [*sorted(early - {protocol.evaluations}), protocol.evaluations]
+
+
+def race_steps(protocol: Protocol, trials: int) -> int:
+  """Training steps of a race of so many trials, of one run each."""
+  steps, before = 0, 0
+  for rung in rungs(protocol):
+    steps, before, trials = steps + trials * (rung - before) * protocol.evaluate_every, rung, math.ceil(trials / 2)
+  return steps
 
 
 def value_of(problem: Problem, protocol: Protocol, result: Result, split: str, name: str = "") -> float:

@@ -38,6 +38,7 @@ from optax_ext.compare import (
   run,
   statistics,
   store,
+  tuning,
 )
 from optax_ext.compare import __main__ as command_line
 from optax_ext.compare.arguments import resolve
@@ -384,6 +385,31 @@ class TestTuning:
     np.testing.assert_allclose(sorted(tried[6:]), [np.sqrt(0.1 / 3), np.sqrt(10 / 27)])
     assert all(type(rate) is float for rate in tried)
 
+  def test_halving_keeps_the_better_half(self):
+    """Of 5 rates, whose metric is √steps·|log₁₀ rate + 2.9|, all go to 2 evaluations, 3 to 4, and 2 to 8."""
+    tried = []
+
+    def race(trials, ends, choose):
+      going, reached = list(range(len(trials))), [0] * len(trials)
+      measured = lambda i: abs(math.log10(trials[i]["learning_rate"]) + 2.9)
+      results = lambda i: [
+        Result(dict(trials[i]), 0, [reached[i]], {"validation/loss": [measured(i)]}, 0, False, False)
+      ]
+      for end in ends:
+        reached = [end if i in going else old for i, old in enumerate(reached)]
+        if end < ends[-1]:
+          going = [going[i] for i in choose([results(i) for i in going])]
+      tried.append((ends, reached))
+      return [results(i) for i in range(len(trials))], set(going)
+
+    tuner = Tuner(toy(), Protocol(8, 1), lambda trials: pytest.fail("extended"), race)
+    tuner.halve(grid.grid(1e-3, 5), grid.HALF_DECADE)
+    assert tried == [([2, 4, 8], [2, 4, 8, 8, 2])]  # 1e-5 … 1e-1 in half decades: -4, -3.5, -3, -2.5, -2
+    assert tuner.search.dropped == [True, True, False, False, True]
+    assert tuner.search.best == {"learning_rate": pytest.approx(1e-3)}
+    assert tuning.race_steps(Protocol(8, 1), 5) == 5 * 2 + 3 * 2 + 2 * 4
+    assert tuning.rungs(Protocol(1, 1)) == [1]
+
   def test_a_rate_where_any_seed_diverges_is_not_eligible(self):
     metric = lambda rate, seed: math.nan if rate > 2e-3 and seed == 1 else -math.log10(rate) + 9
     tuner, _ = self.tuner(metric)
@@ -529,6 +555,25 @@ class TestStatistics:
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 2) == 20
     assert statistics.steps_to([10, 20, 30], [3, 2, 1], 0.5) is None
 
+  @pytest.mark.parametrize(
+    ("values", "effect", "reason"),
+    [
+      ([1.9, 3.9, 5.7], "92% more loss than adam, on all seeds", "undecided: 3 seeds, 5 are needed"),
+      ([0.98, 1.97, 3.01], "0.67% less loss than adam, on 2 of 3 seeds", "undecided: 3 seeds, 5 are needed"),
+      ([1.0, 2.0, 3.0], "the same loss as adam", "identical"),
+      ([math.nan] * 3, "–", "3 of 3 diverged (baseline 0)"),
+      ([0.9], "10.0% less loss than adam, on 1 of 1 seeds", "undecided: 1 seed, 5 are needed"),
+    ],
+  )
+  def test_an_effect_in_words(self, values, effect, reason):
+    d = paired(values, [1.0, 2.0, 3.0][: len(values)])
+    assert (d.effect("loss", "adam"), d.reason) == (effect, reason)
+
+  def test_an_effect_has_the_signs_of_the_metric(self):
+    d = paired([-0.9] * 5, [-0.6] * 5).as_measured(maximize=True)
+    assert (d.effect("accuracy", "adam"), d.reason) == ("50% more accuracy than adam, on all seeds", "better")
+    assert paired([1.0, 1.0], [0.0, 0.0]).effect("loss", "adam") == "+1 more loss than adam, on all seeds".lstrip("+")
+
 
 class TestCompare:
   PROTOCOL = Protocol(8, 2)
@@ -593,6 +638,31 @@ class TestCompare:
 
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
+
+  @pytest.mark.slow
+  @pytest.mark.parametrize("way", ["map", "vmap"])
+  def test_the_quick_design_halves_and_goes_on_from_its_folder(self, way, tmp_path, monkeypatch):
+    """Runs that ended are beginnings of whole ones; what came to the end is what the full design trains."""
+    arms, protocol = {"sgd": optax.sgd}, Protocol(16, 2)
+    options = {"learning_rates": [1e-4, 1e-3, 1e-2, 0.1], "batching": way, "seeds": None, "tuning_seeds": None}
+    found = self.compare(arms, protocol, quick=True, out=tmp_path, **options)
+    search = found.arms["sgd"].search
+    assert [len(of) for of in search.results] == [2] * len(search.trials)
+    assert search.dropped[:4].count(True) == 3
+    assert sorted(results[0].steps[-1] for results in search.results[:4]) == [4, 4, 8, 16]
+    assert (len(found.arms["sgd"].reported), found.at_one_rate) == (5, {})
+    full = self.compare(arms, protocol, **options).arms["sgd"].search
+    for trial, results in zip(search.trials[:4], search.results, strict=False):
+      for result, whole in zip(results, full.results[full.trials.index(trial)], strict=False):
+        values = whole.curves["validation/loss"][: len(result.steps)]
+        np.testing.assert_allclose(result.curves["validation/loss"], values, rtol=1e-4)
+    assert "by successive halving" in found.summary()
+
+    monkeypatch.setattr(Runner, "race", lambda *args: pytest.fail("the race is done again"))
+    monkeypatch.setattr(Runner, "run", lambda *args: pytest.fail("a run is done again"))
+    again = self.compare(arms, protocol, quick=True, out=tmp_path, **options)
+    assert again.arms["sgd"].search == search
+    assert again.summary() == found.summary()
 
   @pytest.mark.slow
   @pytest.mark.parametrize("batching", ["map", "vmap", "step"])
@@ -672,7 +742,10 @@ class TestCompare:
     assert "| other | 0.1 | 1 | 4 (1 of 3 diverged) | 6 (1 of 3 diverged) | 2.0 | never in 2 of 3 | ≥ 0.00 |" in lines
     assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | 6 | ≥ 0.00 |" in lines
     assert "| none | none eligible | 1 | – | – | 2.8 | – | – |" in lines
-    assert "| other | adam | +2.5 | +0 to +5 | – | – | 1 of 3 diverged (baseline 0) |" in lines
+    effect = (
+      "167% more loss than adam, on 1 of 3 seeds"  # of those that did not diverge: 0 and 5, where adam has 1 and 2
+    )
+    assert f"| other | {effect} | 1 of 3 diverged (baseline 0) | +0.00% to +333% | – | – | 1 |" in lines
     assert list(found.tuned) == [("other", "adam")]  # what never ran is not called diverged
     adam.reported[0] = adam.reported[0].thinned(2)
     assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | – | ≥ 0.00 |" in found.summary().splitlines()
@@ -834,6 +907,7 @@ class TestCompare:
     ({"curve_points": 0}, "curve_points must be a whole number of at least 1"),
     ({"track": "C"}, "track must be 'A'"),
     ({"track": "B", "learning_rates": [0.1]}, "Track B draws learning rates"),
+    ({"track": "B", "quick": True}, "quick tunes learning rates alone"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"], s))}, "floating-point scalar, but for one batch"),
     ({"problem": toy(loss=lambda p, s, b, k: (b["y"].sum(), jnp.zeros(3)))}, "same structure, shapes"),
     ({"problem": toy(loss=lambda p, s, b, k: b["z"])}, "loss failed when traced on its data, with KeyError"),

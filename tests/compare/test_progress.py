@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from optax_ext.compare import progress
+from optax_ext.compare import Protocol, progress
+from optax_ext.compare.design import Design
 from optax_ext.compare.progress import Progress, duration
 
 
@@ -81,3 +82,38 @@ def test_a_terminal_gets_one_live_line(clock):
 )
 def test_durations(seconds, words):
   assert duration(seconds) == words
+
+
+@pytest.mark.parametrize(
+  ("design", "single_rate", "steps", "lines"),
+  [
+    (  # 2·((7 + 2)·3 + 2·8) runs
+      Design(Protocol(40, 10), 2, 7, 16, "A", False, range(3), range(8)),
+      1e-3,
+      86 * 40,
+      ["2 optimizers × (9 trials × 3 tuning seeds + 2 × 8 reporting seeds): 86 runs of at most 40 steps"],
+    ),
+    (  # 16·1 + 3 runs
+      Design(Protocol(40, 10), 1, 7, 16, "B", False, range(1), range(3)),
+      0.0,
+      19 * 40,
+      [
+        "1 optimizer × (16 trials × 1 tuning seed + 3 reporting seeds): 19 runs of at most 40 steps",
+        "no difference can be decided with 3 reporting seeds: 5 are needed",
+      ],
+    ),
+    (  # 2·(2·(7·10 + 4·10 + 2·20) + 5·40): less than a third of the full design's
+      Design(Protocol(40, 10), 2, 7, 16, "A", True, range(2), range(5)),
+      0.0,
+      1000,
+      [
+        "2 optimizers × (7 rates × 2 tuning seeds, half of which end at a quarter of the steps, half of the others at "
+        "a half, + 5 reporting seeds): as many steps as 25 runs of at most 40 steps"
+      ],
+    ),
+  ],
+  ids=["full", "track B", "quick"],
+)
+def test_what_a_design_costs(design, single_rate, steps, lines):
+  assert design.steps(single_rate) == steps
+  assert design.lines(single_rate) == lines

@@ -74,7 +74,11 @@ def _caadam(name: str, rule: Callable[..., Any], centre: float, gamma: Range) ->
 
 
 def _nd_adam(problem: Problem) -> Optimizer:
-  axes = problem.hints.get("axes")
+  """On the vectors of the units that a normaliser follows: by the problem's hints, else by the trace, else on all."""
+  axes, normalised = problem.hints.get("axes"), problem.hints.get("normalised_units")
+  if axes is None and problem.structure is not None and problem.structure.traced():
+    normalised = any(facts.normalised for facts in problem.structure.leaves())
+    axes = problem.structure.normalised_axes() if normalised else None
 
   def make(learning_rate: Any, rate_ratio: Any = 50.0, **settings: Any) -> optax.GradientTransformation:
     of_vectors = _times(rate_ratio, learning_rate)
@@ -85,9 +89,7 @@ def _nd_adam(problem: Problem) -> Optimizer:
     along = axes if axes is not None else problem.structure or optax_ext.structure_from_params(params)
     return optax_ext.normalize_vectors(params, along)
 
-  note = (
-    "" if problem.hints.get("normalised_units") else "outside the method's conditions: no normaliser after each unit"
-  )
+  note = "" if normalised else "outside the method's conditions: no normaliser after each unit"
   space = {"b1": B1, "b2": B2, "rate_ratio": Range(5, 500)}
   return Optimizer("nd_adam", make, 1e-3, space, ("adam", "sgd_l2"), prepare, note=note)
 

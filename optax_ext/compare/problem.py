@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 import numbers
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ class Problem:
       `normalised_units` (a bool): whether a per-unit normaliser follows each vector, which nd_adam needs.
 
   Example:
+    >>> import jax.numpy as jnp
     >>> x = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
     >>> data = {"x": x, "y": x @ np.array([1.0, -2.0, 0.5], np.float32)}
     >>> train, validation, test = ({name: a[at : at + 30] for name, a in data.items()} for at in (0, 30, 60))
@@ -70,6 +71,139 @@ class Problem:
   has_state: bool = False
   filler: bool = False
   hints: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+  @classmethod
+  def from_nnx(
+    cls,
+    name: str,
+    build: Callable[[Any], Any],
+    loss: Callable[..., Any],
+    metrics: Callable[..., Mapping[str, Any]],
+    train: Any,
+    validation: Any,
+    test: Any,
+    batch_size: int,
+    *,
+    wrt: Any = None,
+    **options: Any,
+  ) -> "Problem":
+    """A problem of a Flax NNX model.
+
+    The model is in training mode for the loss and in evaluation mode for the metrics. Batch statistics and random keys
+    are its state, which each run carries along.
+
+    Args:
+      name: Names it in tables and files.
+      build: `build(rngs) -> model`, of `nnx.Rngs`; everything random comes from these.
+      loss: `loss(model, batch) -> scalar`.
+      metrics: `metrics(model, data) -> {name: scalar}`.
+      train: As `Problem.train`, and so are the next three.
+      validation: Like `train`.
+      test: Like `train`.
+      batch_size: Examples in a batch.
+      wrt: Which variables are trained; by default `nnx.Param`.
+      **options: Other fields of `Problem`: `metric`, `maximize`, `filler`.
+
+    Returns:
+      The `Problem`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from flax import nnx
+      >>> x = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+      >>> data = {"x": x, "y": x.sum(axis=1, keepdims=True)}
+      >>> parts = [{name: a[at : at + 30] for name, a in data.items()} for at in (0, 30, 60)]
+      >>> def build(rngs):
+      ...   dropout = nnx.Dropout(0.1, rngs=rngs)
+      ...   return nnx.Sequential(nnx.Linear(3, 8, rngs=rngs), dropout, nnx.Linear(8, 1, rngs=rngs))
+      >>> loss = lambda model, batch: jnp.mean((model(batch["x"]) - batch["y"]) ** 2)
+      >>> metrics = lambda model, data: {"loss": loss(model, data)}
+      >>> problem = Problem.from_nnx("sums", build, loss, metrics, *parts, batch_size=10)
+      >>> problem.structure.num_layers
+      2
+    """
+    from optax_ext.compare.frameworks import of_nnx
+
+    fields = of_nnx(build, loss, metrics, train, batch_size, wrt)
+    return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
+
+  @classmethod
+  def from_linen(
+    cls,
+    name: str,
+    model: Any,
+    inputs: Callable[[Any], Any],
+    loss: Callable[..., Any],
+    metrics: Callable[..., Mapping[str, Any]],
+    train: Any,
+    validation: Any,
+    test: Any,
+    batch_size: int,
+    *,
+    training: Mapping[str, Any] | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    streams: Sequence[str] = ("dropout",),
+    **options: Any,
+  ) -> "Problem":
+    """A problem of a Flax linen module.
+
+    Args:
+      name: Names it in tables and files.
+      model: The module.
+      inputs: `inputs(batch)` is the module's argument, or a tuple of its arguments.
+      loss: `loss(outputs, batch) -> scalar`.
+      metrics: `metrics(outputs, data) -> {name: scalar}`.
+      train: As `Problem.train`, and so are the next three.
+      validation: Like `train`.
+      test: Like `train`.
+      batch_size: Examples in a batch.
+      training: Keyword arguments of the module for the loss, as `{"training": True}`.
+      evaluation: Those for initialisation and metrics, as `{"training": False}`.
+      streams: Names of random streams beside that of the parameters; each step has keys of its own.
+      **options: Other fields of `Problem`: `metric`, `maximize`, `filler`.
+
+    Returns:
+      The `Problem`.
+    """
+    from optax_ext.compare.frameworks import of_linen
+
+    modes = training or {}, evaluation or {}
+    fields = of_linen(model, inputs, loss, metrics, train, batch_size, *modes, streams)
+    return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
+
+  @classmethod
+  def from_equinox(
+    cls,
+    name: str,
+    build: Callable[[Any], Any],
+    loss: Callable[..., Any],
+    metrics: Callable[..., Mapping[str, Any]],
+    train: Any,
+    validation: Any,
+    test: Any,
+    batch_size: int,
+    **options: Any,
+  ) -> "Problem":
+    """A problem of an Equinox model; for the metrics it is in inference mode.
+
+    Args:
+      name: Names it in tables and files.
+      build: `build(key) -> model`; or `-> (model, state)`, as `eqx.nn.make_with_state` gives them.
+      loss: `loss(model, batch, key) -> scalar`; with a state `loss(model, state, batch, key) -> (scalar, state)`.
+      metrics: `metrics(model, data) -> {name: scalar}`; with a state `metrics(model, state, data)`.
+      train: As `Problem.train`, and so are the next three.
+      validation: Like `train`.
+      test: Like `train`.
+      batch_size: Examples in a batch.
+      **options: Other fields of `Problem`: `metric`, `maximize`, `filler`.
+
+    Returns:
+      The `Problem`.
+    """
+    from optax_ext.compare.frameworks import of_equinox
+
+    fields = of_equinox(build, loss, metrics, train, batch_size)
+    return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
 
   @functools.cached_property
   def structure(self) -> Any:

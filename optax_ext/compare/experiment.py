@@ -2,7 +2,7 @@
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import optax
@@ -11,7 +11,7 @@ from optax_ext.compare import grid
 from optax_ext.compare.arguments import baseline_names, check_options, rates_of, resolve, seeds_of
 from optax_ext.compare.design import Design
 from optax_ext.compare.grid import Range
-from optax_ext.compare.laboratory import Laboratory
+from optax_ext.compare.laboratory import Laboratory, OptimizerError
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem
 from optax_ext.compare.progress import Progress
@@ -138,38 +138,64 @@ def compare(
     )
     tune = lambda name: laboratory.on(name, tuning, "tuning", planned=design.trials_to_the_end)
     tuners = {name: Tuner(problem, protocol, tune(name), laboratory.race(name, tuning)) for name in all_arms}
-    for name, tuner in tuners.items():
+
+    def tuned(name: str) -> None:
       if track == "B":
         centre = all_arms[name].centre
         space = {"learning_rate": Range(centre / 10**1.5, centre * 10**1.5), **all_arms[name].space}
-        tuner.try_all(grid.quasi_random(space, trials))
+        tuners[name].try_all(grid.quasi_random(space, trials))
       elif quick:
-        tuner.halve(rates[name], ratio)
+        tuners[name].halve(rates[name], ratio)
       else:
-        tuner.on_grid(rates[name], ratio)
+        tuners[name].on_grid(rates[name], ratio)
+
+    going = _Going(all_arms, shown)
+    going.each(tuned)
     if track == "A" and not quick:
       most = max(len(tuner.search.trials) for tuner in tuners.values())
-      for tuner in tuners.values():
-        tuner.top_up(most, ratio)
-    arms = {name: Arm(all_arms[name], tuner.search) for name, tuner in tuners.items()}
-    for name, arm in arms.items():
-      report = laboratory.on(name, reporting, "reporting", with_test=True)
-      best, single = arm.search.best, {"learning_rate": single_rate}
-      if best is not None and single_rate and len(best) == 1 and best != single:  # both in the same programs
-        arm.reported, arm.single = report([best, single])
-        continue
-      if best is not None:
-        arm.reported = report([best])[0]
-      if single_rate:
-        arm.single = report([single])[0]
+      going.each(lambda name: tuners[name].top_up(most, ratio))
+    arms = {name: Arm(all_arms[name], tuners[name].search) for name in going.names}
+    going.each(lambda name: _report(laboratory, arms[name], reporting, single_rate))
 
-  of_arms = (problem, protocol, arms, reporting, tuning)
-  comparison = Comparison(*of_arms, single_rate or None, margin, laboratory.batching)
+  of_arms = (problem, protocol, {name: arms[name] for name in going.names}, reporting, tuning)
+  comparison = Comparison(*of_arms, single_rate or None, margin, laboratory.batching, failed=going.failed)
   comparison.tuned = differences(comparison, single=False)
   comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}
   if out:
     comparison.save(out)
   return comparison
+
+
+class _Going:
+  """The optimizers that have not failed: a failure ends one, and the others go on."""
+
+  def __init__(self, optimizers: Iterable[str], progress: Progress):
+    self.names, self.failed, self.progress = list(optimizers), dict[str, str](), progress
+
+  def each(self, do: Callable[[str], None]) -> None:
+    """Does something for each. Raises `ValueError` where all have failed."""
+    for name in list(self.names):
+      try:
+        do(name)
+      except OptimizerError as error:
+        self.failed[name] = str(error)
+        self.names.remove(name)
+        self.progress.say(f"{error}; the others go on")
+    if not self.names:
+      raise ValueError(f"No optimizer could be run. {' '.join(f'{reason}.' for reason in self.failed.values())}")
+
+
+def _report(laboratory: Laboratory, arm: Arm, seeds: Sequence[int], single_rate: float) -> None:
+  """Runs an optimizer at its best trial, and at the one learning rate that all share unless that is 0."""
+  report = laboratory.on(arm.optimizer.name, seeds, "reporting", with_test=True)
+  best, single = arm.search.best, {"learning_rate": single_rate}
+  if best is not None and single_rate and len(best) == 1 and best != single:  # both in the same programs
+    arm.reported, arm.single = report([best, single])
+    return
+  if best is not None:
+    arm.reported = report([best])[0]
+  if single_rate:
+    arm.single = report([single])[0]
 
 
 def differences(comparison: Comparison, single: bool) -> dict[tuple[str, str], Difference]:

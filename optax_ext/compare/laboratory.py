@@ -1,9 +1,12 @@
 """The runs of a comparison: checked before the first one, done optimizer by optimizer, kept in a folder."""
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from optax_ext.compare.batching import chosen, most_lanes
 from optax_ext.compare.checks import check_first_step, check_problem
@@ -16,6 +19,10 @@ from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import Store, fingerprint
 from optax_ext.compare.tuning import Choose, Race, RunTrials, Trial, race_steps
+
+
+class OptimizerError(Exception):
+  """An optimizer whose programs cannot be compiled or run, and why."""
 
 
 class Laboratory:
@@ -74,7 +81,8 @@ class Laboratory:
       missing = [task for task in tasks if self.store.get(name, task, phase) is None]
       self._say(name, what, len(tasks), len(missing))
       if missing:
-        self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, phase))
+        with _failing(name):
+          self.runner(name).run(missing, with_test, self.progress.add, lambda of: self._keep(name, of, phase))
         self.progress.end()
       self.progress.more(-self.protocol.steps * (len(tasks) - len(missing)))
       return _by_trial([self.store.get(name, task, phase) for task in tasks], seeds)
@@ -103,7 +111,8 @@ class Laboratory:
         going = [going[i] for i in choose([by_trial[trial] for trial in going])]
         return {trial * len(seeds) + i for trial in going for i in range(len(seeds))}
 
-      results = self.runner(name).race(tasks, ends, go_on, self.progress.add)
+      with _failing(name):
+        results = self.runner(name).race(tasks, ends, go_on, self.progress.add)
       self.progress.end()
       whole = {trial * len(seeds) + i for trial in going for i in range(len(seeds))}
       for phase, of in (
@@ -137,6 +146,16 @@ class Laboratory:
     if not self.explained and any(result.diverged and len(result.steps) == 1 for result in results):
       check_first_step(self.problem)
       self.explained = True
+
+
+@contextlib.contextmanager
+def _failing(name: str) -> Iterator[None]:
+  """Makes what goes wrong in compiled programs, or on the way to them, the failure of one optimizer."""
+  try:
+    yield
+  except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
+    reason = str(error).strip().partition("\n")[0]
+    raise OptimizerError(f"{name} failed with {type(error).__name__}: {reason}") from error
 
 
 def _by_trial(results: Sequence[Result | None], seeds: Sequence[int]) -> list[list[Result]]:

@@ -13,7 +13,7 @@ from optax_ext.compare.grid import width
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.result import Outcome
 from optax_ext.compare.statistics import ENOUGH, Difference, mean_ranks, steps_to
-from optax_ext.compare.store import check_folder
+from optax_ext.compare.store import check_folder, writing
 from optax_ext.compare.tuning import value_of
 
 WIDTH_MARGIN = 0.05
@@ -48,6 +48,11 @@ def save(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   Pictures of the same summary are not drawn again.
   """
   check_folder(folder)
+  with writing(folder):
+    return _write(comparison, folder)
+
+
+def _write(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   table = rows(comparison)
   columns = list(dict.fromkeys(name for row in table for name in row))
   with (folder / "runs.csv").open("w", newline="", encoding="utf-8") as file:
@@ -108,6 +113,8 @@ def summary(comparison: Outcome) -> str:
       *_table(_difference_rows(comparison, comparison.at_one_rate)),
     ]
   notes = [f"- {name}: {arm.optimizer.note}." for name, arm in comparison.arms.items() if arm.optimizer.note]
+  if warnings := _warnings(comparison):
+    lines += ["", "## Look at this first", "", *warnings]
   lines += [
     "",
     "## How to read this",
@@ -132,6 +139,21 @@ def summary(comparison: Outcome) -> str:
     *notes,
   ]
   return "\n".join(lines) + "\n"
+
+
+def _warnings(comparison: Outcome) -> list[str]:
+  """What makes a comparison incomplete or its numbers doubtful."""
+  found = [f"- {reason}; it is in no table." for reason in comparison.failed.values()]
+  for name, arm in comparison.arms.items():
+    runs = [result for of in arm.search.results for result in of]
+    if all(result.diverged for result in runs):
+      found.append(f"- {name}: every run diverged, at learning rates down to {min(arm.search.by_rate):.2g}.")
+    elif comparison.protocol.evaluations > 1 and all(result.best == 0 or result.diverged for result in runs):
+      found.append(
+        f"- {name}: in no run did validation {comparison.problem.metric} become better after the first evaluation, at "
+        "any rate. Look at the loss, at the rates, and at whether more or less of the metric is better."
+      )
+  return found
 
 
 def _rates_alone(comparison: Outcome) -> bool:

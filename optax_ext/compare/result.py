@@ -45,6 +45,7 @@ class Outcome:
     batching: "map", "vmap" or "step"; what was asked for where all runs were there already.
     tuned: (optimizer, baseline) -> their difference on the reporting seeds, each at its best trial.
     at_one_rate: The same, both at `single_rate`.
+    failed: Optimizers that could not be compiled or run, with the reason; they have no arm.
   """
 
   problem: Problem
@@ -57,6 +58,7 @@ class Outcome:
   batching: str
   tuned: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
   at_one_rate: dict[tuple[str, str], Difference] = dataclasses.field(default_factory=dict)
+  failed: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def values(self, name: str, split: str = "test", single: bool = False) -> list[float]:
     """The deciding metric of an optimizer's reporting runs, one a seed; NaN where the run diverged or is missing."""

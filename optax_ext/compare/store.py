@@ -1,11 +1,12 @@
 """Finished runs on disk, one JSON line each, so that interrupted work goes on where it stopped."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -69,8 +70,20 @@ class Store:
       self.results[key] = result
       lines.append(json.dumps({"key": key, "result": dataclasses.asdict(result)}) + "\n")
     if self.path:
-      with self.path.open("a", encoding="utf-8") as file:
+      with writing(self.path.parent), self.path.open("a", encoding="utf-8") as file:
         file.writelines(lines)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+  """Raises a sentence where what is inside cannot write to `folder`, as on a full disk."""
+  try:
+    yield
+  except OSError as error:
+    raise ValueError(
+      f"The output folder {str(folder)!r} cannot be written to: {error.strerror}. What was finished before is in it; "
+      "make room and start again, and the comparison goes on from there."
+    ) from error
 
 
 def check_folder(folder: pathlib.Path) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import errno
 import itertools
 import json
 import math
@@ -638,6 +639,57 @@ class TestCompare:
 
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
+
+  @pytest.mark.parametrize("quick", [False, True])
+  def test_an_optimizer_that_cannot_be_compiled_is_reported_and_the_others_go_on(self, quick, tmp_path):
+    """It calls a function that this machine does not have, which only the compiler finds out."""
+
+    def missing(updates, params=None):
+      call = jax.ffi.ffi_call("not_on_this_machine", jax.ShapeDtypeStruct((5, 8), jnp.float32))
+      return {"a": call(updates["a"]), "b": updates["b"]}
+
+    broken = lambda rate: optax.chain(optax.stateless(missing), optax.sgd(rate))
+    options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "quick": quick, "protocol": Protocol(2, 1)}
+    found = self.compare({"broken": broken, "sgd": optax.sgd}, out=tmp_path, **options)
+    assert list(found.arms) == ["sgd"]
+    assert len(found.arms["sgd"].reported) == 1
+    assert "not_on_this_machine" in found.failed["broken"]
+    assert "## Look at this first\n\n- broken failed with " in (tmp_path / "summary.md").read_text()
+    with pytest.raises(ValueError, match=r"No optimizer could be run\. broken failed with"):
+      self.compare({"broken": broken}, **options)
+
+  @pytest.mark.parametrize("way", ["map", "vmap"])
+  def test_a_run_whose_loss_becomes_nan_later_has_diverged(self, way):
+    """At step 5 of 8: the evaluations before are kept, and the trial is not eligible."""
+    late = lambda rate: optax.chain(
+      optax.scale_by_schedule(lambda count: jnp.where(count == 4, jnp.nan, 1.0)), optax.sgd(rate)
+    )
+    found = self.compare({"late": late}, learning_rates=[0.01], seeds=2, tuning_seeds=2, batching=way, single_rate=0.02)
+    search = found.arms["late"].search
+    assert {result.diverged for results in search.results for result in results} == {True}
+    assert [result.steps for result in search.results[0]] == [[2, 4, 6]] * 2
+    assert search.best is None
+    assert "- late: every run diverged, at learning rates down to 0.0003" in found.summary()
+
+  def test_a_metric_that_only_gets_worse_is_told(self):
+    worse = lambda rate: optax.sgd(-rate)
+    found = self.compare({"worse": worse, "sgd": optax.sgd}, learning_rates=[1e-3], seeds=1, tuning_seeds=1)
+    assert "- worse: in no run did validation loss become better after the first evaluation" in found.summary()
+    assert "- sgd: in no run" not in found.summary()
+
+  def test_a_full_disk_is_a_sentence(self, tmp_path, monkeypatch):
+    results = [Result({"learning_rate": 0.1}, 0, [1], {"validation/loss": [1.0]}, 0, False, False)]
+    runs = store.Store(tmp_path, "experiment")
+    runs.add("sgd", results, "tune")
+
+    def full(*args, **kwargs):
+      raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as changed:
+      changed.setattr(type(tmp_path), "open", full)
+      with pytest.raises(ValueError, match=r"cannot be written to: No space left on device\. What was finished"):
+        runs.add("sgd", results, "report")
+    assert list(store.Store(tmp_path, "experiment").results) == ["sgd|learning_rate=0.1|seed=0|tune"]
 
   @pytest.mark.slow
   @pytest.mark.parametrize("way", ["map", "vmap"])

@@ -23,7 +23,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   parser = argparse.ArgumentParser(prog="python -m optax_ext.compare", description=__doc__)
   add = parser.add_argument
   add("--problem", default="digits", help=f"{PROBLEMS}, or your own as module:function (digits)")
-  add("--optimizers", required=True, help=f"comma-separated: {', '.join(NAMES)}, or any of optax; baselines are added")
+  add(
+    "--optimizers",
+    required=True,
+    help=f"comma-separated: {', '.join(NAMES)}, any of optax; NAME-8bit; baselines are added",
+  )
   add(
     "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"
   )

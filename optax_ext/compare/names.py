@@ -4,22 +4,21 @@ Centres are half decades: Adam's usual rate corrected by the known effective ste
 to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.
 """
 
-import functools
-import inspect
-import types
+import dataclasses
+import difflib
 from collections.abc import Callable
 from typing import Any
 
 import optax
 
 import optax_ext
+from optax_ext.compare import peers
 from optax_ext.compare.grid import Range
 from optax_ext.compare.optimizers import Optimizer
+from optax_ext.compare.peers import B1, B2, DECAY
 from optax_ext.compare.problem import Problem
 
-B1 = Range(0.8, 0.98, "complement")
-B2 = Range(0.9, 0.9999, "complement")
-DECAY = Range(1e-4, 0.3)
+EIGHT_BITS = "-8bit"
 LOWER = 10**-3.5  # half a decade below 1e-3
 
 
@@ -110,36 +109,31 @@ NAMES: dict[str, Callable[[Problem], Optimizer]] = {
 
 
 def named(name: str, problem: Problem) -> Optimizer:
-  """The optimizer of a name: one of `NAMES`, or any optimizer of optax, as "lion" or "contrib.prodigy".
+  """The optimizer of a name: one of `NAMES`, or any of optax and optax.contrib, as "lion", "muon", "prodigy".
 
-  Those of optax are tuned around their default learning rate, where they have one, else around 1e-3. Of the
-  schedule-free ones the averaged parameters are measured.
+  With "-8bit" at its end the state is kept in 8 bits: "adamw-8bit".
 
   Raises:
     ValueError: there is none.
   """
   check_name(name)
-  if name in NAMES:
-    return NAMES[name](problem)
-  make, default = _of_optax(name)
-  evaluated = optax.contrib.schedule_free_eval_params if "schedule_free" in name else None
-  centre = float(default) if isinstance(default, int | float) and default > 0 else 1e-3
-  return Optimizer(name, make, centre, {}, ("adam",), evaluated=evaluated)
+  if not name.endswith(EIGHT_BITS):
+    return NAMES[name](problem) if name in NAMES else peers.peer(name, problem)
+  whole = named(name.removesuffix(EIGHT_BITS), problem)
+  make = lambda learning_rate, **settings: optax_ext.quantize_state(whole.make(learning_rate, **settings))
+  return dataclasses.replace(whole, name=name, make=make, baselines=whole.baselines or (whole.name,))
 
 
 def check_name(name: str) -> None:
   """Raises `ValueError` unless there is an optimizer of that name."""
-  if name not in NAMES and _of_optax(name)[0] is None:
-    raise ValueError(f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax.")
-
-
-def _of_optax(name: str) -> tuple[Any, Any]:
-  """A constructor of the learning rate in optax and its default; `None` for pieces, such as `clip`, `scale_by_adam`."""
-  found: Any = functools.reduce(lambda module, part: getattr(module, part, None), name.split("."), optax)
-  if not isinstance(found, types.FunctionType | functools.partial) or name.startswith("_") or "scale_by_" in name:
-    return None, None
-  first = next(iter(inspect.signature(found).parameters.values()), None)
-  return (found, first.default) if first and first.name.endswith("learning_rate") else (None, None)
+  whole = name.removesuffix(EIGHT_BITS)
+  if whole not in NAMES and peers.find(whole) is None:
+    close = difflib.get_close_matches(whole, {*NAMES, *peers.names()}, 3, 0.75)
+    meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    raise ValueError(
+      f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax and optax.contrib that "
+      f"need nothing but a learning rate.{meant}"
+    )
 
 
 def _times(factor: Any, rate: Any) -> Any:

@@ -96,6 +96,7 @@ def _once(optimizer: Optimizer, shape: Shape | None, trial: Mapping[str, jax.Arr
   tx = optimizer.build(trial, 1.0, shape)
   params = optimizer.prepare(params) if optimizer.prepare else params
   state = tx.init(params)
-  updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=lambda params: rate)
+  value_fn = lambda params: 0.5 * optax.tree.norm(params, squared=True)
+  updates, new_state = tx.update(params, state, params, value=rate, grad=params, value_fn=value_fn)
   new = optax.apply_updates(params, updates)
   return new, state, new_state, optimizer.evaluated(new_state, new) if optimizer.evaluated else ()

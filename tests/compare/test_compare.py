@@ -35,6 +35,7 @@ from optax_ext.compare import (
   laboratory,
   names,
   paired,
+  peers,
   pictures,
   run,
   statistics,
@@ -1069,8 +1070,52 @@ class TestNames:
       assert set(optimizer.baselines) <= set(names.NAMES)
 
   def test_those_of_optax_are_tuned_around_their_default_rate(self):
-    centres = {"nadam": 1e-3, "lion": 1e-3, "contrib.prodigy": 1.0, "contrib.schedule_free_adamw": 0.0025}
+    centres = {"nadam": 1e-3, "lion": 1e-4, "contrib.prodigy": 1.0, "contrib.schedule_free_adamw": 0.0025}
     assert {name: names.named(name, toy()).centre for name in centres} == centres
+
+  @pytest.mark.slow
+  @pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")
+  @pytest.mark.filterwarnings("ignore:Specifying a key will be required:UserWarning")
+  def test_every_optimizer_of_optax_that_needs_a_rate_alone_has_a_name_and_settings(self):
+    """Each is built from traced rates, with and without settings drawn."""
+    problem = linear()
+    params = jax.eval_shape(problem.init, keys(0)[0])
+    found = peers.names()
+    assert {"lion", "adabelief", "muon", "schedule_free_adamw", "prodigy", "ademamix", "sophia"} <= set(found)
+    assert not {"dpsgd", "clip", "scale_by_adam", "adam_w"} & set(found)
+    arms = [names.named(name, problem) for name in found]
+    for settings in (False, True):
+      assert set(check_optimizers(arms, params, settings=settings)) == set(found)
+    assert {name: set(names.named(name, problem).space) for name in ("muon", "signum", "adan")} == {
+      "muon": {"beta", "weight_decay"},
+      "signum": {"beta"},
+      "adan": {"b1", "b2", "b3", "weight_decay"},
+    }
+
+  def test_muon_is_told_the_axes_of_convolutions(self):
+    """It orthogonalises kernels of convolutions as matrices from their three input axes, and not the biases."""
+    problem = bundled.digits()
+    params = jax.eval_shape(lambda key: problem.init(key)[0], keys(0)[0])
+    muon = names.named("muon", problem)
+    state = jax.eval_shape(lambda params: muon.build({"learning_rate": 0.02}).init(params), params)
+    shapes = {leaf.shape for leaf in jax.tree.leaves(state.inner_states["muon"])}
+    assert {(3, 3, 1, 16), (3, 3, 16, 32), (3, 3, 32, 64), (256, 10)} <= shapes
+    assert (10,) not in shapes
+
+  def test_a_state_in_8_bits_is_the_same_optimizer_with_small_moments(self):
+    params = {"w": jnp.ones((64, 128))}
+    whole, eighth = (names.named(name, linear()) for name in ("adamw", "adamw-8bit"))
+    assert (eighth.name, eighth.baselines, eighth.centre, eighth.space) == (
+      "adamw-8bit", ("adamw",), whole.centre, whole.space
+    )  # fmt: skip
+    size = lambda of: sum(leaf.nbytes for leaf in jax.tree.leaves(of.build({"learning_rate": 0.1}).init(params)))
+    assert size(eighth) < 0.3 * size(whole)
+
+  def test_a_name_that_is_nearly_one_is_told(self):
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'prodgy'; .* Did you mean 'prodigy'\?"):
+      names.check_name("prodgy")
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'lio-8bit'"):
+      names.check_name("lio-8bit")
 
   def test_matched_baselines_decay_alike(self):
     params = {"w": jnp.ones(3)}

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from optax_ext.compare.result import Outcome, curve_of
+from optax_ext.compare.statistics import ENOUGH
 from optax_ext.compare.tuning import value_of
 
 COLORS = ["black", *[f"C{i}" for i in range(10)]]
@@ -23,7 +25,10 @@ def save_pictures(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Pat
 
 
 def curves(comparison: Outcome) -> Figure:
-  """Training loss and the deciding validation metric over steps: median over seeds, in a band from least to most."""
+  """Training loss and the deciding validation metric over steps: median over seeds, in a band from least to most.
+
+  Below 5 seeds a band would say more than is known: there each seed has a thin line.
+  """
   metric = comparison.problem.metric
   figure, panels = _figure(2)
   for panel, curve in zip(panels, ["train/loss", f"validation/{metric}"], strict=True):
@@ -34,7 +39,10 @@ def curves(comparison: Outcome) -> Figure:
       if len(values):
         marker = "o" if len(steps) == 1 else None
         panel.plot(steps, np.median(values, axis=0), line, color=color, label=label, marker=marker)
-        panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        if len(values) >= ENOUGH:
+          panel.fill_between(steps, values.min(axis=0), values.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        else:
+          panel.plot(steps, values.T, line, color=color, alpha=0.35, linewidth=0.7)
     _style(panel, curve.replace("/", " "), "step")
   return _legend(figure, panels[0])
 
@@ -72,7 +80,7 @@ def learning_rates(comparison: Outcome) -> Figure:
     worst = (min if comparison.problem.maximize else max)(bests, default=best)
     cut = best + max(cut - best, 1.05 * (worst - best), key=abs)
     log = 0 < 10 * best < cut
-    panel.set_yscale("log" if log else "linear")
+    _scale(panel, log)
     if best != cut:
       panel.set_ylim(*sorted((best / 1.2 if log else best - 0.1 * (cut - best), cut)))
   return _legend(figure, panel)
@@ -114,9 +122,23 @@ def _lines(comparison: Outcome) -> list[tuple[str, str]]:
 def _style(panel: Any, title: str, xlabel: str) -> None:
   values = np.concatenate([np.ravel(line.get_ydata()).astype(float) for line in panel.get_lines()] or [np.zeros(1)])
   values = values[np.isfinite(values)]
-  panel.set(title=title, xlabel=xlabel, yscale="log" if len(values) and values.min() > 0 else "linear")
+  panel.set(title=title, xlabel=xlabel)
+  _scale(panel, log=bool(len(values) and values.min() > 0))
   panel.grid(alpha=0.3, which="both", linewidth=0.5)
   panel.spines[["top", "right"]].set_visible(False)
+
+
+def _scale(panel: Any, log: bool) -> None:
+  """A linear or logarithmic axis of values, with plain numbers: 0.6, not 6×10⁻¹."""
+  panel.set_yscale("log" if log else "linear")
+  if log:
+    panel.yaxis.set_major_formatter(FuncFormatter(_plain))
+    panel.yaxis.set_minor_formatter(FuncFormatter(_plain))
+
+
+def _plain(value: float, place: int | None = None) -> str:
+  """A tick's number, where its first digit is 1, 2, 4 or 6; between others there is no room."""
+  return f"{value:g}" if f"{value:.0e}"[0] in "1246" else ""
 
 
 def _legend(figure: Figure, panel: Any) -> Figure:

@@ -803,6 +803,18 @@ class TestCompare:
     adam.reported[0] = adam.reported[0].thinned(2)
     assert "| adam | 0.1 | 1 | 2 | 2 | 1.2 | – | ≥ 0.00 |" in found.summary().splitlines()
 
+  @pytest.mark.parametrize(("seeds", "bands", "lines"), [(3, 0, 4), (5, 1, 1)])
+  def test_curves_of_few_seeds_are_lines_and_of_more_a_band(self, seeds, bands, lines):
+    """Beside the median; numbers at a logarithmic axis are plain."""
+    values = [2.0, 1.0, 0.6]
+    curves = {f"{split}/loss": values for split in ("train", "validation", "test")}
+    runs = [Result({"learning_rate": 0.1}, seed, [1, 2, 3], curves, 2, False, False) for seed in range(seeds)]
+    arms = {"sgd": Arm(Optimizer("sgd", optax.sgd), Search(), runs)}
+    found = Comparison(linear(), Protocol(3, 1), arms, list(range(seeds)), [0], None, 0.005, "map")
+    panel = pictures.curves(found).axes[0]
+    assert (len(panel.collections), len(panel.get_lines())) == (bands, lines)
+    assert [pictures._plain(value) for value in (0.6, 0.7, 1.0, 20.0, 1e-5)] == ["0.6", "", "1", "20", "1e-05"]
+
   def test_what_is_measured_may_differ_from_what_is_trained(self):
     zero = Optimizer("zero", optax.sgd, evaluated=lambda opt_state, params: jax.tree.map(jnp.zeros_like, params))
     found = self.compare([zero], learning_rates=[0.01], seeds=1, tuning_seeds=1)

@@ -106,11 +106,11 @@ def compared(name: str, folder: pathlib.Path, epochs: int, points: int, quick: b
 
     self.steps = timed
 
-  Store.add, Programs.__init__ = timed_add, timed_init
+  for kind, name_of, timed in ((Store, "add", timed_add), (Programs, "__init__", timed_init)):
+    setattr(kind, name_of, timed)
   every = problem.steps_per_epoch
-  design = {"quick": True} if quick else {}
   protocol = Protocol(epochs * every, every)
-  found = compare(problem, OPTIMIZERS.split(","), protocol, points=points, out=folder, progress=False, **design)
+  found = compare(problem, OPTIMIZERS.split(","), protocol, points=points, out=folder, progress=False, quick=quick)
   verdicts = {pair[0]: difference.verdict for pair, difference in found.tuned.items()}
   runs = len((folder / "finished.jsonl").read_text("utf-8").splitlines()) - 1
   return times | {"all": cpu() - begin, "runs": runs, "verdicts": verdicts}

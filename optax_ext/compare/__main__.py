@@ -52,7 +52,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add("--track", default="A", choices=["A", "B"], help="A: tune the learning rate; B: all settings, at random (A)")
   add("--trials", type=int, default=16, help="of track B (16)")
   add("--single-rate", type=float, help="of the comparison at one rate; 0 for none (the baseline's usual rate)")
-  add("--batching", default="auto", choices=["auto", "map", "vmap", "step"], help="auto times all (auto)")
+  add("--batching", default="auto", choices=["auto", "map", "vmap", "step"], help="how many runs go together (auto)")
   add("--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder; interrupted work there is continued (out)")
   return parser.parse_args(arguments)
 

@@ -89,15 +89,14 @@ def compare(
       first baseline, with `quick` none. 0 for none.
     margin: What counts as equal, relative to the baseline's mean.
     add_baselines: Whether to add the matched baselines of named optimizers where they are missing.
-    batching: "map" (one run after the other on each device), "vmap" (all at once), "step" (as map, each step a program
-      of its own: for convolutions on a CPU), or "auto", which times all three and keeps the fastest.
+    batching: "map" (one run after the other on each device), "vmap" (many at once), "step" (as map, each step a program
+      of its own: for convolutions on a CPU), or "auto", which reads off the problem's program which of them suits.
     devices: That share the runs; by default all local ones.
-    out: A folder for the results; an interrupted comparison continues from what is in it. Changed data, protocols and
-      versions are refused, and so are models and optimizers whose first two steps are others; what changes neither, a
-      late effect of a setting, is not noticed.
+    out: A folder for the results; an interrupted comparison continues from what is in it. Refused are changed data,
+      protocols and versions, and runs of a model, a metric or an optimizer that computes something else now.
     curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
       them; `None` for all. Steps to target are told from all evaluations alone.
-    progress: Whether to show a live line.
+    progress: Whether to say what is going on: a live line in a terminal, else lines, on the standard error stream.
 
   Returns:
     A `Comparison`.

@@ -51,6 +51,7 @@ from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.problems import bundled
 from optax_ext.compare.problems import named as problems_named
 from optax_ext.compare.programs import Common
+from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
 from optax_ext.compare.report import steps_to_target
 from optax_ext.compare.result import curve_of
@@ -723,7 +724,7 @@ class TestCompare:
     """Where the grid was extended, runs were stopped early, and some of them in the midst of a chunk."""
     shown = []
 
-    class Counted(experiment.Progress):
+    class Counted(Progress):
       def __init__(self, *args):
         super().__init__(*args)
         self.planned, self.done = self.steps, 0

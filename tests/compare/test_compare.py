@@ -719,6 +719,22 @@ class TestCompare:
     assert again.summary() == found.summary()
 
   @pytest.mark.slow
+  @pytest.mark.parametrize("way", ["map", "vmap"])
+  def test_eight_devices_share_the_runs_of_a_race(self, way):
+    """Which rates go on, and what they measure, is that of one device."""
+    assert len(jax.devices()) >= 8
+    options = {"learning_rates": [1e-3, 1e-2, 0.1], "batching": way, "seeds": 2, "tuning_seeds": 3, "quick": True}
+    one, eight = (
+      self.compare({"sgd": optax.sgd}, Protocol(8, 2), devices=jax.devices()[:number], **options).arms["sgd"]
+      for number in (1, 8)
+    )
+    assert (one.search.trials, one.search.dropped) == (eight.search.trials, eight.search.dropped)
+    for a, b in zip([*one.search.results, one.reported], [*eight.search.results, eight.reported], strict=True):
+      assert [result.steps for result in a] == [result.steps for result in b]
+      values = [[result.curves["validation/loss"] for result in of] for of in (a, b)]
+      np.testing.assert_allclose(*values, rtol=1e-5)
+
+  @pytest.mark.slow
   @pytest.mark.parametrize("batching", ["map", "vmap", "step"])
   def test_progress_expects_the_steps_that_are_done(self, batching, monkeypatch):
     """Where the grid was extended, runs were stopped early, and some of them in the midst of a chunk."""
@@ -1175,6 +1191,25 @@ class TestCommandLine:
     assert [(of["track"], of["trials"], of["out"]) for _, _, of in asked] == [
       ("B", 5, tmp_path / schedule) for schedule in ("constant", "cosine")
     ]
+    command_line.main(["--problem", "test_compare:linear", "--optimizers", "adam", "--quick", "--tuning-seeds", "4"])
+    assert [(of["quick"], of["seeds"], of["tuning_seeds"]) for _, _, of in asked[1:]] == [
+      (False, None, None),
+      (True, None, 4),
+    ]
+
+  def test_bad_options_are_told_before_a_problem_is_built(self, monkeypatch):
+    monkeypatch.setattr(problems_named, "load", lambda name: pytest.fail("a problem was built"))
+    for option, message in (
+      (["--optimizers", "adamm"], "Unknown optimizer 'adamm'"),
+      (["--learning-rates", "0.1,-1"], "finite numbers above 0"),
+      (["--seeds", "0"], "--seeds must be a number of at least 1"),
+      (["--schedule", "linear"], "schedule must be 'constant', 'cosine'"),
+      (["--early-stopping", "0"], "patience must be a whole number of at least 1"),
+      (["--quick", "--track", "B"], "quick tunes learning rates alone"),
+      (["--points", "0"], "at least 1 point"),
+    ):
+      with pytest.raises(SystemExit, match=message):
+        command_line.main(["--optimizers", "adam", *option])
 
   @pytest.mark.slow
   def test_a_problem_of_ones_own(self, tmp_path, capsys, monkeypatch):

@@ -93,7 +93,8 @@ def speed():
 def test_every_step_keeps_its_limits(speed, target):
   """Traffic, temporaries, donation (but for scalars), traces. One more pass over an array is 4 bytes, over codes 1."""
   broken = []
-  for name, case in speed("cases").CASES.items():
+  cases = speed("cases")
+  for name, case in (cases.CASES | cases.LOW_PRECISION).items():
     if not (limit := case.limit(target)):
       continue
     cost = speed("ahead_of_time").cost_of(case, target)

@@ -5,6 +5,7 @@ weights so long that XLA takes several passes over memory for it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ import numpy as np
 GOLDEN = np.uint32(0x9E3779B9)  # 2³² over the golden ratio
 
 
-def hashes(key: Sequence[jax.Array], places: jax.Array) -> jax.Array:
+def hashes(key: Any, places: jax.Array) -> jax.Array:
   """A random uint32 for each place.
 
       word = mix(k₁ ⊕ mix(k₀ + φ·place))

@@ -231,8 +231,8 @@ def quantize_state(
         kinds, parts = (weight, *[IN_CODES] * count), [of_weight, *zip(codes, scales, strict=True)]
         in_xla = functools.partial(step_in_xla, step, kinds)
         fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
-        weights, *stored = fused(program.values(step.numbers), key, grad, parts)
-        return Stepped(weights, stored)
+        new_weight, *new = fused(program.values(step.numbers), key, grad, parts)
+        return Stepped(new_weight, new)
       except NotServedError as reason:
         unserved.append(f"{path!r}: {reason}")
         return None

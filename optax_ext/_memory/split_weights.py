@@ -119,7 +119,7 @@ def split_weights(
   ) -> tuple[Any, SplitWeightsState]:
     if params is None:
       raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
-    count = optax.safe_increment(state.count)
+    count = jnp.asarray(optax.safe_increment(state.count))
     keys = rounding.keys_at(count) if rounding else lambda path, leaf: NO_KEY
     residuals, weights = _of_each(params, state.residual), _joined(params, state.residual)
     if return_applied:

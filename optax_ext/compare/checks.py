@@ -32,7 +32,7 @@ def check_problem(problem: Problem) -> tuple[Traced, Any]:
     raise ValueError(
       f"loss must return a floating-point scalar, but for one batch returned {what}; take its mean, say."
     )
-  if jax.tree.map(_kind, new_state) != jax.tree.map(_kind, state):
+  if _kinds(new_state) != _kinds(state):
     raise ValueError("loss must return a state of the same structure, shapes and dtypes as init, but did not.")
   metrics = _trace("metrics of the validation data", problem.metrics_of, params, state, problem.validation)
   _check_metrics(problem, metrics.out_info)
@@ -136,5 +136,6 @@ def _is_pair(value: Any) -> bool:
   return isinstance(value, tuple) and len(value) == 2
 
 
-def _kind(leaf: Any) -> tuple[Any, ...]:
-  return leaf.shape, leaf.dtype
+def _kinds(tree: Any) -> tuple[Any, list[Any]]:
+  """Structure, shapes and dtypes; nodes of some frameworks do not compare as trees do."""
+  return jax.tree.structure(tree), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)]

@@ -41,7 +41,9 @@ def of_nnx(
     model = merged(params, state)
     model.train()
     value = loss(model, batch)
-    return value, nnx.split(model, wrt, ...)[2]
+    changed = nnx.split(model, wrt, ...)[2]
+    # in the structure of the state before, as some versions of Flax keep notes of their own beside the arrays
+    return value, jax.tree.unflatten(jax.tree.structure(state), jax.tree.leaves(changed))
 
   def metrics_of(params: Any, state: Any, data: Any) -> Mapping[str, Any]:
     model = merged(params, state)

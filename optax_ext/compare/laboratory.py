@@ -154,7 +154,8 @@ def _failing(name: str) -> Iterator[None]:
   try:
     yield
   except (jax.errors.JaxRuntimeError, NotImplementedError) as error:
-    reason = str(error).strip().partition("\n")[0]
+    lines = str(error).strip().splitlines()
+    reason = " … ".join(dict.fromkeys([lines[0], lines[-1]])) if lines else "nothing said"
     raise OptimizerError(f"{name} failed with {type(error).__name__}: {reason}") from error
 
 

@@ -642,15 +642,35 @@ class TestCompare:
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
 
-  @pytest.mark.parametrize("quick", [False, True])
-  def test_an_optimizer_that_cannot_be_compiled_is_reported_and_the_others_go_on(self, quick, tmp_path):
-    """It calls a function that this machine does not have, which only the compiler finds out."""
+  @staticmethod
+  def unknown(array):
+    """Calls a function that this machine does not have, which only the compiler finds out."""
+    return jax.ffi.ffi_call("not_on_this_machine", jax.ShapeDtypeStruct(array.shape, array.dtype))(array)
 
-    def missing(updates, params=None):
-      call = jax.ffi.ffi_call("not_on_this_machine", jax.ShapeDtypeStruct((5, 8), jnp.float32))
-      return {"a": call(updates["a"]), "b": updates["b"]}
+  @staticmethod
+  def failing(array):
+    """Calls a function that fails when it runs."""
 
-    broken = lambda rate: optax.chain(optax.stateless(missing), optax.sgd(rate))
+    def fails(array):
+      raise RuntimeError("not_on_this_machine")
+
+    return jax.pure_callback(fails, jax.ShapeDtypeStruct(array.shape, array.dtype), array)
+
+  @pytest.mark.parametrize(
+    ("kind", "quick"),
+    [
+      pytest.param(
+        "unknown",
+        False,
+        marks=pytest.mark.skipif(jax.__version_info__ < (0, 8), reason="jaxlib 0.7 aborts the process"),
+      ),
+      ("failing", False),
+      ("failing", True),
+    ],
+  )
+  def test_an_optimizer_that_cannot_be_compiled_or_run_is_reported_and_the_others_go_on(self, kind, quick, tmp_path):
+    call = getattr(self, kind)
+    broken = lambda rate: optax.chain(optax.stateless(lambda updates, _: jax.tree.map(call, updates)), optax.sgd(rate))
     options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "quick": quick, "protocol": Protocol(2, 1)}
     found = self.compare({"broken": broken, "sgd": optax.sgd}, out=tmp_path, **options)
     assert list(found.arms) == ["sgd"]

@@ -1,6 +1,5 @@
 """Problems made of Flax NNX, Flax linen and Equinox models train as these models train in plain loops."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +14,8 @@ from optax_ext.compare.names import named
 from optax_ext.compare.optimizers import check_optimizers
 from optax_ext.compare.programs import Common
 from optax_ext.compare.run import Runner, Task
+
+eqx = pytest.importorskip("equinox")
 
 ONE = jax.devices()[:1]
 PROTOCOL = Protocol(6, 3)

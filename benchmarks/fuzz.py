@@ -8,7 +8,8 @@ takes two steps, compiled or not. It must hold that
 
 - nothing is raised, but the errors of one sentence that are allowed for what was asked;
 - finite gradients never make a NaN, in updates or state;
-- the state keeps its structure, shapes and dtypes, and updates have the parameters' structure, shapes and dtypes;
+- the state keeps its structure, shapes and dtypes, and updates have the parameters' structure, shapes and dtypes (those
+  of split weights are float32);
 - a NaN or infinity in one leaf leaves the updates of all others as they are, to the bit.
 
 A case is its seed and number alone: `--only 1234` runs one again and prints what was drawn.
@@ -259,6 +260,10 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
     draw.log.append(f"wrapper={always}")
     wrappers.append(always)
     tx = WRAPPERS[always](draw, tx)
+  split = draw.chance(0.25)  # outermost, since its updates are float32
+  if split:
+    wrappers.append("split_weights")
+    tx = optax_ext.split_weights(tx, draw.one("bits", [16, 24, 32]))
   # optax's wrappers with a lax.cond compile it again at every call that is not compiled
   compiled = draw.chance(0.15) or bool(set(wrappers) & {"MultiSteps", "apply_if_finite", "conditionally_transform"})
   draw.log.append(f"compiled={compiled}")
@@ -268,7 +273,7 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
   check_alike("The abstract state", jax.eval_shape(tx.init, params), state)
   for step_grads in grads:
     updates, new = update(step_grads, state, params)
-    check_alike("The updates", updates, params)
+    check_alike("The updates", jax.tree.map(as_applied, updates, params) if split else updates, params)
     check_alike("The state", new, state)
     check_no_nan("updates", updates)
     check_no_nan("the state", new)
@@ -278,6 +283,12 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
   if not mixing and len(jax.tree.leaves(params)) > 1:
     check_no_spread(draw, update, grads[-1], before[1], before[0], updates)
   return " + ".join([name, *sorted(set(wrappers) - {"none"})])
+
+
+def as_applied(update: Any, param: Any) -> Any:
+  """An update of split weights, which `optax.apply_updates` adds in float32, in the dtype of the sum."""
+  wide = param.dtype in (jnp.bfloat16, jnp.float16) and update.dtype == jnp.float32
+  return update.astype(param.dtype) if wide else update
 
 
 def check_alike(what: str, got: Any, want: Any) -> None:

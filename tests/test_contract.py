@@ -63,6 +63,7 @@ EVERY = OPTIMIZERS | {
   "log_step_size": lambda rate: optax.scale_by_learning_rate(optax_ext.log_step_size(rate)),
   "scale_by_structure": chain(optax_ext.scale_by_structure(Multiplicative(signed=True) * ByDepth())),
   "project_out_params, per_vector, renormalize_params": vectors,
+  "split_weights": lambda rate: optax_ext.split_weights(optax_ext.adamnx(rate)),
 }
 every = pytest.mark.parametrize("make", EVERY.values(), ids=EVERY)
 each_optimizer = pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)

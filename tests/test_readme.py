@@ -43,7 +43,7 @@ def test_bytes_of_state_are_those_of_the_table():
     [optax.adam(1e-3), *(make(1e-3) for make in every)],
     narrow,
     [optax_ext.quantize_state(make(1e-3)) for make in (optax.adam, *every)],
-    [optax_ext.quantize_state(make(1e-3), kernel="pallas") for make in every],
+    *[[optax_ext.quantize_state(make(1e-3), kernel="pallas") for make in every]] * 2,
     [optax_ext.nd_adam(1e-3, axes=axes)],
     [pieces],
     [optax_ext.nd_adam(1e-3, axes=axes, kernel="pallas")],
@@ -54,6 +54,20 @@ def test_bytes_of_state_are_those_of_the_table():
   for number, txs in zip(stated, rows, strict=True):
     for tx in txs:
       assert optax_ext.state_bytes(tx, params).per_param == pytest.approx(number, rel=1e-3)
+
+
+def test_bytes_kept_are_those_of_the_table():
+  """Of bfloat16 weights and their state, row by row, to 0.1 %."""
+  params, half = {"w": jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)}, jnp.bfloat16
+  rows = [
+    optax.adam(1e-3),
+    optax_ext.adamnx(1e-3, mu_dtype=half, nu_dtype=half, rounding=optax_ext.stochastic(0)),
+    *[optax_ext.quantize_state(optax.adam(1e-3))] * 2,
+  ]
+  table = README.split("| bytes kept |")[1].split("\n\n")[0]
+  for line, tx in zip(table.splitlines()[2:], rows, strict=True):
+    kept = 2 + optax_ext.state_bytes(optax_ext.split_weights(tx), params).per_param
+    assert kept == pytest.approx(float(line.rsplit("|", 2)[1]), rel=1e-3)
 
 
 def test_there_are_two_commands():

@@ -34,8 +34,8 @@ class Applied:
     raise TypeError(f"Applied holds a new parameter in place of an update, and has no {name}.")
 
 
-class InFloat32(optax.GradientTransformationExtraArgs):
-  """A transformation that computes in float32 from narrower gradients, so that none has to be widened for it."""
+class Widening(optax.GradientTransformationExtraArgs):
+  """A transformation that makes gradients as wide as their parameters itself."""
 
 
 def applied(params: Any, updates: Any) -> Any:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
-from optax_ext._common.applied import Applied, InFloat32, StoredWeight, applied
+from optax_ext._common.applied import Applied, Widening, StoredWeight, applied
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import arithmetic_dtype, cast_updates, stored_like
+from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import map_with_paths
@@ -64,8 +64,8 @@ def quantize_state(
   a whole where a signed moment is ∞ or NaN, or where an unsigned one is NaN or negative.
 
   Args:
-    tx: The optimizer. It gets gradients in float32 at least. Each step traces its `update` twice, for the scales and
-      once more for the codes, and a third time for a kernel.
+    tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
+      for a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
     min_size: Leaves with fewer elements are kept as they are. Where a shape has a symbol, for `jax.export`, a leaf
@@ -182,7 +182,9 @@ def quantize_state(
   ) -> tuple[Any, Any]:
     def step(updates: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
       old = _Moments(tx, state.codes, kinds)
-      updates, new = tx.update(_widened(updates), old.replaced(old.map(decoded, state.scale)), params, **extra_args)
+      updates, new = tx.update(
+        _widened(updates, params), old.replaced(old.map(decoded, state.scale)), params, **extra_args
+      )
       return updates, old, _Moments(tx, new, kinds)
 
     in_kernel = None
@@ -210,7 +212,7 @@ def quantize_state(
 
     def whole(*args: Any) -> Any:
       updates, state, params = treedef.unflatten(args)
-      updates, state = tx.update(_widened(updates), state, params, **extra_args)
+      updates, state = tx.update(_widened(updates, params), state, params, **extra_args)
       return applied(params, updates), _Moments(tx, state, kinds).trees
 
     program, results = Program.of(whole, args)
@@ -249,7 +251,7 @@ def quantize_state(
       )
     return steps
 
-  return InFloat32(*with_layout_errors(init, update))
+  return Widening(*with_layout_errors(init, update))
 
 
 class _Moments:
@@ -336,9 +338,10 @@ def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
   return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
 
 
-def _widened(updates: Any) -> Any:
-  """Gradients in the dtype of their arithmetic, anew in each pass: as an array of float32 they would take 4 bytes."""
-  return jax.tree.map(lambda g: jnp.asarray(g, arithmetic_dtype(g)), updates)
+def _widened(updates: Any, params: Any) -> Any:
+  """Gradients as wide as the weights that they are of, anew in each pass: as arrays of float32 they would be written."""
+  widen = lambda path, g, param: g.astype(jnp.promote_types(g.dtype, param.dtype))
+  return updates if params is None else map_with_paths(widen, updates, params)
 
 
 def _with_dtypes_of(old: Any, new: Any) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.applied import Applied, InFloat32, StoredWeight
+from optax_ext._common.applied import Applied, Widening, StoredWeight
 from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, check_paths, listed, map_with_paths
@@ -247,7 +247,7 @@ def _is_state(node: Any) -> bool:
 
 def _widened(updates: Any, weights: Any, tx: optax.GradientTransformation) -> Any:
   """Gradients in float32 where the weights are, unless the optimizer widens them itself."""
-  if isinstance(tx, InFloat32):
+  if isinstance(tx, Widening):
     return updates
   return map_with_paths(lambda _, g, weight: g.astype(jnp.promote_types(g.dtype, weight.dtype)), updates, weights)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
 
-from optax_ext._common.applied import Applied, Widening, StoredWeight, applied
+from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
@@ -339,7 +339,7 @@ def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
 
 
 def _widened(updates: Any, params: Any) -> Any:
-  """Gradients as wide as the weights that they are of, anew in each pass: as arrays of float32 they would be written."""
+  """Gradients as wide as their weights, anew in each pass: as arrays of float32 they would be written to memory."""
   widen = lambda path, g, param: g.astype(jnp.promote_types(g.dtype, param.dtype))
   return updates if params is None else map_with_paths(widen, updates, params)
 

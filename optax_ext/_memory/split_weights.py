@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.applied import Applied, Widening, StoredWeight
+from optax_ext._common.applied import Applied, StoredWeight, Widening
 from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, check_paths, listed, map_with_paths

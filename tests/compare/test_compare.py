@@ -37,6 +37,7 @@ from optax_ext.compare import (
   paired,
   peers,
   pictures,
+  programs,
   run,
   statistics,
   store,
@@ -189,7 +190,7 @@ class TestRuns:
     finished is removed once that is half of the runs, if a chunk takes long enough: each a second, by this clock."""
     seconds, kept = itertools.count(), []
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(seconds)))
-    take = run.take
+    take = programs.take
     monkeypatch.setattr(run, "take", lambda tree, rows, sharding: kept.append(list(rows)) or take(tree, rows, sharding))
     protocol = Protocol(48, 2, early_stopping=EarlyStopping(3, start=1), plateau=ReduceOnPlateau(0.5, 1, min_scale=0.1))
     tasks = [Task({"learning_rate": rate}, seed) for rate in (1e30, 0.3, 1e-3) for seed in (0, 1)]

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
@@ -70,14 +71,16 @@ def split_weights(
   Returns:
     A transformation whose state is a `SplitWeightsState`. It must be the last link of a chain. Updates of split leaves
     are float32, so that `optax.apply_updates` gives exactly θ'; wrappers that want updates in the gradients' dtype
-    (`optax.apply_if_finite`, `optax.MultiSteps`) go inside, `split_weights(optax.MultiSteps(tx, 4))`.
-    `update_and_apply` writes θ' without forming an update. Leaves of other dtypes pass as they are: float32, complex.
+    (`optax.apply_if_finite`, `optax.MultiSteps`) go inside, `split_weights(optax.MultiSteps(tx, 4))`, as do those that
+    change the optimizer's updates or move the parameters (`sam`, `schedule_free`, `optax.lookahead`). `param + update`
+    and `eqx.apply_updates` would make θ' float32, which the next update refuses. `update_and_apply` writes θ' without
+    forming an update. Leaves of other dtypes pass as they are: float32, complex.
 
   Raises:
     TypeError: `rounding` is not one of the two; at init, for a parameter that is not an array of floating or complex
       numbers, or has 8 bits.
     ValueError: `bits` is not 16, 24 or 32, or is 16 without stochastic rounding; at init, when two leaves have the same
-      path; at update, when `params` is missing.
+      path; at update, when `params` is missing or in other dtypes than at init, or the state has other bits.
 
   Example:
     A hundred steps of one thousandth of a weight's last place:
@@ -98,7 +101,7 @@ def split_weights(
     Gonzalez Ortiz et al., `FlashOptim: Optimizers for Memory-Efficient Training <https://arxiv.org/abs/2602.23349>`_,
     2026, who round the residual to the nearest
   """
-  if bits not in RESIDUALS:
+  if not isinstance(bits, int | np.integer) or bits not in RESIDUALS:
     raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}.")
   if not (rounding is None or isinstance(rounding, Stochastic)):
     raise TypeError(f"rounding must be None (to the nearest) or stochastic(seed), but was {rounding!r}.")
@@ -119,12 +122,13 @@ def split_weights(
   ) -> tuple[Any, SplitWeightsState]:
     if params is None:
       raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
+    _check_kept(state.residual, params, bits)
     count = jnp.asarray(optax.safe_increment(state.count))
     keys = rounding.keys_at(count) if rounding else lambda path, leaf: NO_KEY
     residuals, weights = _of_each(params, state.residual), _joined(params, state.residual)
     if return_applied:
       extra_args["stored_weights"] = map_with_paths(functools.partial(in_memory, keys), params, residuals)
-    steps, inner_state = tx.update(_widened(updates, weights, tx), state.inner_state, weights, **extra_args)
+    steps, inner_state = tx.update(_widened(updates, params, weights, tx), state.inner_state, weights, **extra_args)
 
     def stored(path: str, step: Any, param: Any, weight: Any, residual: Any) -> Stored:
       if not _is_narrow(param):
@@ -132,7 +136,7 @@ def split_weights(
       if isinstance(step, Applied):
         return Stored(step, step.residual)
       words = hashes(keys(path, weight), places_of(weight.shape)) if rounding else None
-      nearest, residual_of = parted(weight + step, param.dtype, bits, words)
+      nearest, residual_of = parted((weight + step).astype(jnp.float32), param.dtype, bits, words)
       old = param.astype(jnp.float32)
       narrow = (old + (nearest - old)).astype(param.dtype)  # as optax.apply_updates does
       return Stored(Applied(narrow) if return_applied else nearest - old, residual_of(narrow) if bits > 16 else None)
@@ -161,10 +165,12 @@ def join_weights(params: Any, state: Any) -> Any:
     state: The optimizer's state, with a `SplitWeightsState` at any depth: in a chain, a partition, a train state.
 
   Returns:
-    A tree like `params`, float32 where they are narrow. Leaves of other dtypes are as they are.
+    A tree like `params`, float32 where they are narrow. Leaves of other dtypes are as they are. For stacked members
+    with a state each, call `jax.vmap(join_weights)`.
 
   Raises:
-    ValueError: the state holds no `SplitWeightsState`, or one of other parameters.
+    ValueError: the state holds no `SplitWeightsState`, or one of other parameters or of these in other dtypes; a
+      residual is neither int8 nor int16, such as after a cast.
 
   Example:
     >>> params = {"w": jnp.array([1.0, 2.0], jnp.bfloat16)}
@@ -191,8 +197,7 @@ def split(weights: Any, params: Any, state: Any) -> tuple[Any, Any]:
     that the inner optimizer keeps (`optax.ema`, `schedule_free`) stays as it is.
 
   Raises:
-    ValueError: the state holds no `SplitWeightsState`, or one of other parameters; a weight has another shape than its
-      parameter.
+    ValueError: as for `join_weights`; a weight has another shape than its parameter.
 
   Example:
     >>> weights = {"w": jnp.array([0.1, 0.2, 0.3])}
@@ -208,6 +213,8 @@ def split(weights: Any, params: Any, state: Any) -> tuple[Any, Any]:
   check_paths("The tree of weights", given, params)
 
   def in_parts(path: str, param: Any) -> tuple[jax.Array, jax.Array | None]:
+    if not is_array(param):
+      return given[path], residuals.get(path)
     if jnp.shape(given[path]) != jnp.shape(param):
       raise ValueError(
         f"The weight {path!r} has shape {jnp.shape(given[path])}, but the parameter has shape {jnp.shape(param)}."
@@ -230,6 +237,9 @@ def split(weights: Any, params: Any, state: Any) -> tuple[Any, Any]:
   return params, jax.tree.map(with_residuals, state, is_leaf=_is_state)
 
 
+TAKEN_IN = "take the weights in: split(join_weights(params, state), params, tx.init(params))."
+
+
 class Stored(NamedTuple):
   """What one step gives for one leaf."""
 
@@ -245,11 +255,15 @@ def _is_state(node: Any) -> bool:
   return isinstance(node, SplitWeightsState)
 
 
-def _widened(updates: Any, weights: Any, tx: optax.GradientTransformation) -> Any:
+def _widened(updates: Any, params: Any, weights: Any, tx: optax.GradientTransformation) -> Any:
   """Gradients in float32 where the weights are, unless the optimizer widens them itself."""
   if isinstance(tx, Widening):
     return updates
-  return map_with_paths(lambda _, g, weight: g.astype(jnp.promote_types(g.dtype, weight.dtype)), updates, weights)
+
+  def widened(path: str, g: Any, param: Any, weight: Any) -> Any:
+    return g.astype(weight.dtype if _is_narrow(param) else jnp.promote_types(g.dtype, weight.dtype))
+
+  return map_with_paths(widened, updates, params, weights)
 
 
 def _no_residual(dtype: Any, path: str, leaf: Any) -> jax.Array:
@@ -260,7 +274,39 @@ def _no_residual(dtype: Any, path: str, leaf: Any) -> jax.Array:
       f"Parameter {path!r} has dtype {leaf_dtype(leaf)}, but split_weights knows bfloat16 and float16 weights, and "
       "leaves wider ones as they are."
     )
-  return jnp.zeros_like(leaf, dtype) if _is_narrow(leaf) else jnp.zeros((1,) * jnp.ndim(leaf), dtype)
+  return jnp.zeros_like(leaf, dtype) if _is_narrow(leaf) else jnp.zeros(_kept_shape(leaf), dtype)
+
+
+def _kept_shape(leaf: Any) -> tuple[int, ...]:
+  """The shape of a parameter's residual."""
+  return leaf.shape if _is_narrow(leaf) else (1,) * jnp.ndim(leaf)
+
+
+def _check_kept(residual: Any, params: Any, bits: int) -> None:
+  """Raises `ValueError` for residuals of another number of bits, which mean other weights, or of other parameters."""
+  if (residual is None) != (bits == 16):
+    kept = "no residual" if residual is None else "a residual"
+    raise ValueError(f"The state has {kept}, but bits={bits}: {TAKEN_IN}")
+
+  def check(path: str, param: Any, rest: Any) -> None:
+    if rest.dtype != RESIDUALS[bits]:
+      raise ValueError(
+        f"The state has a residual {path!r} of dtype {rest.dtype}, but with bits={bits} it is "
+        f"{jnp.dtype(RESIDUALS[bits])}: leave residuals out of a cast; for a state of other bits, {TAKEN_IN}"
+      )
+    _check_shape(path, param, rest)
+
+  if residual is not None:
+    map_with_paths(check, params, residual)
+
+
+def _check_shape(path: str, param: Any, rest: Any) -> None:
+  if rest.shape != _kept_shape(param):
+    raise ValueError(
+      f"The state has a residual {path!r} of shape {rest.shape}, which the parameters do not have: theirs is "
+      f"{leaf_dtype(param)} of shape {jnp.shape(param)}. Give the parameters that the state was made for, in their "
+      "dtypes; optax.apply_updates and update_and_apply keep these, param + update and eqx.apply_updates do not."
+    )
 
 
 def _join(leaf: Any, residual: Any) -> Any:
@@ -283,13 +329,23 @@ def _residuals(params: Any, state: Any) -> dict[str, Any]:
   """The residuals of all parts of a state, by path."""
   states = [node for node in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(node)]
   if not states:
-    raise ValueError("The state holds no SplitWeightsState: give the state of an optimizer made with split_weights.")
-  table, shapes = {}, {path: jnp.shape(leaf) for path, leaf in by_path(params).items()}
+    raise ValueError(
+      "The state holds no SplitWeightsState: give the state of an optimizer made with split_weights; from a "
+      "checkpoint, restored into the structure of tx.init(params)."
+    )
+  table, of_path = {}, by_path(params)
   for path, leaf in [item for node in states if node.residual is not None for item in by_path(node.residual).items()]:
-    if leaf.shape not in (shapes.get(path), (1,) * leaf.ndim):
+    if path in of_path:
+      _check_shape(path, of_path[path], leaf)
+    elif leaf.shape != (1,) * leaf.ndim:
       raise ValueError(
         f"The state has a residual {path!r} of shape {leaf.shape}, which the parameters do not have: give the "
-        f"parameters that the state was made for; theirs are {listed(shapes)}."
+        f"parameters that the state was made for; theirs are {listed(of_path)}."
+      )
+    if leaf.dtype not in RESIDUALS.values():
+      raise ValueError(
+        f"The state has a residual {path!r} of dtype {leaf.dtype}, but residuals are int8 or int16: restore and cast "
+        "them in the dtypes of tx.init(params)."
       )
     table[path] = leaf
   return table

@@ -11,7 +11,7 @@ import pytest
 from jax import export
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from support import in_full, jitted
+from support import enable_x64, in_full, jitted
 
 import optax_ext
 from optax_ext import join_weights, quantize_state, split_weights, stochastic, update_and_apply
@@ -360,6 +360,8 @@ def test_bytes():
 def test_what_is_refused():
   for kwargs, message in (
     ({"bits": 20}, "bits must be 16, 24 or 32, of a weight and its residual together, but was 20"),
+    ({"bits": 24.0}, "but was 24.0"),
+    ({"bits": jnp.asarray(24)}, "but was Array"),  # as optax.inject_hyperparams gives it
     ({"bits": 16, "rounding": None}, "bits=16 with rounding=None would lose every step"),
     ({"rounding": 0}, "rounding must be None .* but was 0"),
   ):
@@ -382,6 +384,74 @@ def test_what_is_refused():
   with pytest.raises(ValueError, match=r"weight 'kernel' has shape \(2,\), but the parameter has shape \(64, 128\)"):
     optax_ext.split({**PARAMS, "kernel": jnp.ones(2)}, PARAMS, tx.init(PARAMS))
   assert set(RESIDUALS) == {16, 24, 32}
+
+
+@pytest.mark.parametrize(("old", "new"), [(16, 24), (24, 16), (32, 16), (24, 32), (32, 24)])
+def test_a_state_of_other_bits_is_refused(old, new):
+  """Its residuals mean other weights; `split` takes them in."""
+  tx = split_weights(optax.sgd(1e-2), new)
+  params, state = trained(split_weights(optax.sgd(1e-2), old), PARAMS, steps=1)
+  with pytest.raises(ValueError, match="residual") as error:
+    tx.update(PARAMS, state, params)
+  assert "take the weights in: split(" in str(error.value) + str(error.value.__cause__)
+  weights = join_weights(params, state)
+  params, state = optax_ext.split(weights, params, tx.init(params))
+  np.testing.assert_allclose(join_weights(params, state)["kernel"], weights["kernel"], rtol=2.0 ** (8 - new))
+  update_and_apply(tx, gradients(1), state, params)
+
+
+@pytest.mark.parametrize("dtype", [jnp.int16, jnp.int32, jnp.float32, BF16])
+def test_residuals_that_were_cast_are_refused(dtype):
+  """By a cast of the whole state, or a checkpoint that was restored into another dtype."""
+  tx = split_weights(optax.sgd(1e-2))
+  state = tx.init(PARAMS)
+  state = state._replace(residual=optax.tree.cast(state.residual, dtype))
+  name = jnp.dtype(dtype).name
+  with pytest.raises(ValueError, match=f"of dtype {name}, but with bits=24 it is int8: leave residuals out of a cast"):
+    tx.update(PARAMS, state, PARAMS)
+  for call in (lambda: join_weights(PARAMS, state), lambda: optax_ext.split(PARAMS, PARAMS, state)):
+    if dtype != jnp.int16:
+      with pytest.raises(ValueError, match=f"of dtype {name}, but residuals are int8 or int16"):
+        call()
+
+
+def test_parameters_in_other_dtypes_are_refused():
+  """The residual would be lost: after `param + update`, which is float32, and of a checkpoint restored as float32."""
+  tx, wide = split_weights(optax.sgd(1e-2)), jax.tree.map(lambda leaf: leaf.astype(jnp.float32), PARAMS)
+  for params, other, dtype in ((PARAMS, wide, "float32"), (wide, PARAMS, "bfloat16")):
+    state = tx.init(params)
+    for call in (tx.update, lambda grads, state, params: join_weights(params, state)):
+      with pytest.raises(ValueError, match=rf"'kernel' .* theirs is {dtype} of shape \(64, 128\). Give the parameters"):
+        call(other, state, other)
+
+
+def test_leaves_that_are_no_arrays_stay():
+  """Those of an Equinox model, whose arrays alone the optimizer was made for."""
+  params = {"kernel": PARAMS["kernel"], "activation": jax.nn.relu}
+  state = split_weights(optax.adam(1e-3)).init({**params, "activation": None})
+  weights = join_weights(params, state)
+  again, _ = optax_ext.split(weights, params, state)
+  assert weights["activation"] is again["activation"] is jax.nn.relu
+  np.testing.assert_array_equal(again["kernel"], params["kernel"])
+
+
+@pytest.mark.parametrize("grads", [jnp.float64, BF16])
+def test_with_64_bits_narrow_weights_are_float32(grads):
+  """Whatever the gradients and the learning rate are: steps of 0.1 from 1, in all stored dtypes."""
+  with enable_x64(True):
+    tx = split_weights(optax.chain(optax.scale_by_adam(), optax.scale(np.float64(-0.1))), 32)
+    params = {"w": jnp.ones(2, BF16)}
+    plain, state = params, tx.init(params)
+    fast, fast_state = params, state
+    dtypes = jax.tree.map(lambda leaf: leaf.dtype, state)
+    for _ in range(2):
+      updates, state = tx.update({"w": jnp.ones(2, grads)}, state, plain)
+      plain = optax.apply_updates(plain, updates)
+      fast, fast_state = update_and_apply(tx, {"w": jnp.ones(2, grads)}, fast_state, fast)
+    assert jax.tree.map(lambda leaf: leaf.dtype, state) == dtypes
+    assert updates["w"].dtype == jnp.float32
+    jax.tree.map(np.testing.assert_array_equal, (fast, fast_state), (plain, state))
+    np.testing.assert_allclose(join_weights(plain, state)["w"], 0.8, atol=1e-6)
 
 
 def test_one_trace_and_all_donated():

@@ -428,7 +428,10 @@ def test_parameters_in_other_dtypes_are_refused():
 def test_leaves_that_are_no_arrays_stay():
   """Those of an Equinox model, whose arrays alone the optimizer was made for."""
   params = {"kernel": PARAMS["kernel"], "activation": jax.nn.relu}
-  state = split_weights(optax.adam(1e-3)).init({**params, "activation": None})
+  tx = split_weights(optax.sgd(1e-2))
+  state = tx.init({**params, "activation": None})
+  params, state = update_and_apply(tx, {**params, "activation": None}, state, params)
+  assert params["activation"] is jax.nn.relu
   weights = join_weights(params, state)
   again, _ = optax_ext.split(weights, params, state)
   assert weights["activation"] is again["activation"] is jax.nn.relu

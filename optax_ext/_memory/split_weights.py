@@ -289,7 +289,7 @@ def _check_kept(residual: Any, params: Any, bits: int) -> None:
     raise ValueError(f"The state has {kept}, but bits={bits}: {TAKEN_IN}")
 
   def check(path: str, param: Any, rest: Any) -> None:
-    if rest is None and not _is_narrow(param):  # what the optimizer was not made for, such as a model's functions
+    if not _is_narrow(param) and rest is None:  # what the optimizer was not made for, such as a model's functions
       return
     if rest.dtype != RESIDUALS[bits]:
       raise ValueError(

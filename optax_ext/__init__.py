@@ -2,9 +2,11 @@
 
 from optax_ext._common.dtypes import cast_updates
 from optax_ext._common.paths import label_paths, path_string
+from optax_ext._memory.join_weights import join_weights, split
 from optax_ext._memory.quantize import QuantizedState, quantize_state
+from optax_ext._memory.residuals import SplitWeightsState
 from optax_ext._memory.rounding import Stochastic, stochastic
-from optax_ext._memory.split_weights import SplitWeightsState, join_weights, split, split_weights
+from optax_ext._memory.split_weights import split_weights
 from optax_ext._moments.debias import Debias, Moments, cross_moment, nesterov, standard
 from optax_ext._moments.gains import Gain, adafactor_gain, adam_gain, adamnx_gain, adax_gain, constant_gain
 from optax_ext._moments.log_step import log_step_size

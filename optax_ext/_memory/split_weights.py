@@ -9,26 +9,22 @@ import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
-from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import by_path, check_paths, listed, map_with_paths
+from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._memory.hashes import hashes, places_of
+from optax_ext._memory.residuals import (
+  SplitWeightsState,
+  check_residuals,
+  check_weight,
+  first_residual,
+  is_narrow,
+  joined_weights,
+  of_each,
+)
 from optax_ext._memory.rounding import Stochastic, stochastic
 from optax_ext._memory.step import NO_KEY
 from optax_ext._memory.stored import in_parts
-from optax_ext._memory.two_parts import NARROW, RESIDUALS, joined, parted
-
-
-class SplitWeightsState(NamedTuple):
-  """The number of steps, what the narrow weights leave out, and the wrapped optimizer's state.
-
-  `residual` is a tree like the parameters of int8 or int16: for a leaf that is not split, a 0 of shape (1, …). With 16
-  bits there is none.
-  """
-
-  count: jax.Array
-  residual: Any
-  inner_state: Any
+from optax_ext._memory.two_parts import RESIDUALS, parted
 
 
 def split_weights(
@@ -85,6 +81,7 @@ def split_weights(
   Example:
     A hundred steps of one thousandth of a weight's last place:
 
+    >>> from optax_ext import join_weights
     >>> params = {"kernel": jnp.ones((64, 64), jnp.bfloat16)}
     >>> grads = {"kernel": jnp.ones((64, 64), jnp.bfloat16)}
     >>> for tx in (optax.sgd(1e-5), split_weights(optax.sgd(1e-5))):
@@ -114,24 +111,22 @@ def split_weights(
 
   def init(params: Any) -> SplitWeightsState:
     by_path(params)  # raises if two leaves share a path, and so their random bits
-    residual = map_with_paths(functools.partial(_no_residual, RESIDUALS[bits]), params) if bits > 16 else None
-    return SplitWeightsState(jnp.zeros([], jnp.int32), residual, tx.init(_joined(params, residual)))
+    map_with_paths(check_weight, params)
+    residual = jax.tree.map(functools.partial(first_residual, RESIDUALS[bits]), params) if bits > 16 else None
+    return SplitWeightsState(jnp.zeros([], jnp.int32), residual, tx.init(joined_weights(params, residual)))
 
   def update(
     updates: Any, state: SplitWeightsState, params: Any = None, *, return_applied: bool = False, **extra_args: Any
   ) -> tuple[Any, SplitWeightsState]:
-    if params is None:
-      raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
-    _check_kept(state.residual, params, bits)
     count = jnp.asarray(optax.safe_increment(state.count))
     keys = rounding.keys_at(count) if rounding else lambda path, leaf: NO_KEY
-    residuals, weights = _of_each(params, state.residual), _joined(params, state.residual)
+    residuals, weights = of_each(params, state.residual), joined_weights(params, state.residual)
     if return_applied:
       extra_args["stored_weights"] = map_with_paths(functools.partial(in_memory, keys), params, residuals)
     steps, inner_state = tx.update(_widened(updates, params, weights, tx), state.inner_state, weights, **extra_args)
 
     def stored(path: str, step: Any, param: Any, weight: Any, residual: Any) -> Stored:
-      if not _is_narrow(param):
+      if not is_narrow(param):
         return Stored(step, residual)
       if isinstance(step, Applied):
         return Stored(step, step.residual)
@@ -150,94 +145,20 @@ def split_weights(
     return updates, SplitWeightsState(count, residual, inner_state)
 
   def in_memory(keys: Any, path: str, param: Any, residual: Any) -> StoredWeight | None:
-    if not _is_narrow(param):
+    if not is_narrow(param):
       return None
     return StoredWeight(storage, (param,) if residual is None else (param, residual), keys(path, param))
 
-  return with_layout_errors(init, update)
+  explained = with_layout_errors(init, update)
 
+  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, SplitWeightsState]:
+    if params is None:
+      raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
+    if isinstance(state, SplitWeightsState):
+      check_residuals(state.residual, params, bits)
+    return explained.update(updates, state, params, **extra_args)
 
-def join_weights(params: Any, state: Any) -> Any:
-  """The float32 weights of parameters that `split_weights` trains, for evaluation, export or a checkpoint.
-
-  Args:
-    params: The parameters, bfloat16 or float16 where they are split.
-    state: The optimizer's state, with a `SplitWeightsState` at any depth: in a chain, a partition, a train state.
-
-  Returns:
-    A tree like `params`, float32 where they are narrow. Leaves of other dtypes are as they are. For stacked members
-    with a state each, call `jax.vmap(join_weights)`.
-
-  Raises:
-    ValueError: the state holds no `SplitWeightsState`, or one of other parameters or of these in other dtypes; a
-      residual is neither int8 nor int16, such as after a cast.
-
-  Example:
-    >>> params = {"w": jnp.array([1.0, 2.0], jnp.bfloat16)}
-    >>> tx = split_weights(optax.sgd(1.0), rounding=None)
-    >>> updates, state = tx.update({"w": jnp.array([-1e-3, 1e-3])}, tx.init(params), params)
-    >>> params = optax.apply_updates(params, updates)
-    >>> print(params["w"], join_weights(params, state)["w"])
-    [1 2] [1.0010071 1.9989929]
-  """
-  table = _residuals(params, state)
-  return map_with_paths(lambda path, leaf: _join(leaf, table.get(path)), params)
-
-
-def split(weights: Any, params: Any, state: Any) -> tuple[Any, Any]:
-  """Takes float32 weights in, such as a checkpoint's: what `join_weights` gives back.
-
-  Args:
-    weights: The float32 weights, a tree like `params`.
-    params: The parameters, whose dtypes say what is split; `jax.ShapeDtypeStruct`s do.
-    state: The state of an optimizer with `split_weights`, such as `tx.init(params)`.
-
-  Returns:
-    The parameters nearest to the weights, and the state with the residuals that belong to them. An average of weights
-    that the inner optimizer keeps (`optax.ema`, `schedule_free`) stays as it is.
-
-  Raises:
-    ValueError: as for `join_weights`; a weight has another shape than its parameter.
-
-  Example:
-    >>> weights = {"w": jnp.array([0.1, 0.2, 0.3])}
-    >>> params = {"w": weights["w"].astype(jnp.bfloat16)}
-    >>> state = split_weights(optax.adam(1e-3)).init(params)
-    >>> print(join_weights(params, state)["w"])
-    [0.10009766 0.20019531 0.30078125]
-    >>> params, state = split(weights, params, state)
-    >>> print(join_weights(params, state)["w"])
-    [0.10000038 0.20000076 0.30000305]
-  """
-  residuals, given = _residuals(params, state), by_path(weights)
-  check_paths("The tree of weights", given, params)
-
-  def in_parts(path: str, param: Any) -> tuple[jax.Array, jax.Array | None]:
-    if not is_array(param):
-      return given[path], residuals.get(path)
-    if jnp.shape(given[path]) != jnp.shape(param):
-      raise ValueError(
-        f"The weight {path!r} has shape {jnp.shape(given[path])}, but the parameter has shape {jnp.shape(param)}."
-      )
-    if not _is_narrow(param):
-      return jnp.asarray(given[path], leaf_dtype(param)), residuals.get(path)
-    bits = next(bits for bits, dtype in RESIDUALS.items() if dtype == getattr(residuals.get(path), "dtype", None))
-    nearest, residual_of = parted(jnp.asarray(given[path], jnp.float32), param.dtype, bits)
-    narrow = nearest.astype(param.dtype)
-    return narrow, residual_of(narrow) if bits > 16 else None
-
-  parts = {path: in_parts(path, param) for path, param in by_path(params).items()}
-
-  def with_residuals(node: Any) -> Any:
-    if not _is_state(node) or node.residual is None:
-      return node
-    return node._replace(residual=map_with_paths(lambda path, _: parts[path][1], node.residual))
-
-  params = map_with_paths(lambda path, _: parts[path][0], params)
-  return params, jax.tree.map(with_residuals, state, is_leaf=_is_state)
-
-
-TAKEN_IN = "take the weights in: split(join_weights(params, state), params, tx.init(params))."
+  return optax.GradientTransformationExtraArgs(init, checked)
 
 
 class Stored(NamedTuple):
@@ -247,107 +168,12 @@ class Stored(NamedTuple):
   residual: Any
 
 
-def _is_narrow(leaf: Any) -> bool:
-  return is_array(leaf) and leaf.dtype in NARROW
-
-
-def _is_state(node: Any) -> bool:
-  return isinstance(node, SplitWeightsState)
-
-
 def _widened(updates: Any, params: Any, weights: Any, tx: optax.GradientTransformation) -> Any:
   """Gradients in float32 where the weights are, unless the optimizer widens them itself."""
   if isinstance(tx, Widening):
     return updates
 
   def widened(path: str, g: Any, param: Any, weight: Any) -> Any:
-    return g.astype(weight.dtype if _is_narrow(param) else jnp.promote_types(g.dtype, weight.dtype))
+    return g.astype(weight.dtype if is_narrow(param) else jnp.promote_types(g.dtype, weight.dtype))
 
   return map_with_paths(widened, updates, params, weights)
-
-
-def _no_residual(dtype: Any, path: str, leaf: Any) -> jax.Array:
-  """The residual of weights at the start."""
-  check_trainable(path, leaf)
-  if jnp.finfo(leaf_dtype(leaf)).bits < 16:
-    raise TypeError(
-      f"Parameter {path!r} has dtype {leaf_dtype(leaf)}, but split_weights knows bfloat16 and float16 weights, and "
-      "leaves wider ones as they are."
-    )
-  return jnp.zeros_like(leaf, dtype) if _is_narrow(leaf) else jnp.zeros(_kept_shape(leaf), dtype)
-
-
-def _kept_shape(leaf: Any) -> tuple[int, ...]:
-  """The shape of a parameter's residual."""
-  return leaf.shape if _is_narrow(leaf) else (1,) * jnp.ndim(leaf)
-
-
-def _check_kept(residual: Any, params: Any, bits: int) -> None:
-  """Raises `ValueError` for residuals of another number of bits, which mean other weights, or of other parameters."""
-  if (residual is None) != (bits == 16):
-    kept = "no residual" if residual is None else "a residual"
-    raise ValueError(f"The state has {kept}, but bits={bits}: {TAKEN_IN}")
-
-  def check(path: str, param: Any, rest: Any) -> None:
-    if not _is_narrow(param) and rest is None:  # what the optimizer was not made for, such as a model's functions
-      return
-    if rest.dtype != RESIDUALS[bits]:
-      raise ValueError(
-        f"The state has a residual {path!r} of dtype {rest.dtype}, but with bits={bits} it is "
-        f"{jnp.dtype(RESIDUALS[bits])}: leave residuals out of a cast; for a state of other bits, {TAKEN_IN}"
-      )
-    _check_shape(path, param, rest)
-
-  if residual is not None:
-    map_with_paths(check, params, residual)
-
-
-def _check_shape(path: str, param: Any, rest: Any) -> None:
-  if rest.shape != _kept_shape(param):
-    raise ValueError(
-      f"The state has a residual {path!r} of shape {rest.shape}, which the parameters do not have: theirs is "
-      f"{leaf_dtype(param)} of shape {jnp.shape(param)}. Give the parameters that the state was made for, in their "
-      "dtypes; optax.apply_updates and update_and_apply keep these, param + update and eqx.apply_updates do not."
-    )
-
-
-def _join(leaf: Any, residual: Any) -> Any:
-  if not _is_narrow(leaf):
-    return leaf
-  return leaf.astype(jnp.float32) if residual is None else joined(leaf, residual)
-
-
-def _of_each(params: Any, residual: Any) -> Any:
-  """A residual, or `None`, for each parameter."""
-  return map_with_paths(lambda path, leaf: None, params) if residual is None else residual
-
-
-def _joined(params: Any, residual: Any) -> Any:
-  """The weights that the optimizer sees."""
-  return map_with_paths(lambda path, leaf, rest: _join(leaf, rest), params, _of_each(params, residual))
-
-
-def _residuals(params: Any, state: Any) -> dict[str, Any]:
-  """The residuals of all parts of a state, by path."""
-  states = [node for node in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(node)]
-  if not states:
-    raise ValueError(
-      "The state holds no SplitWeightsState: give the state of an optimizer made with split_weights; from a "
-      "checkpoint, restored into the structure of tx.init(params)."
-    )
-  table, of_path = {}, by_path(params)
-  for path, leaf in [item for node in states if node.residual is not None for item in by_path(node.residual).items()]:
-    if path in of_path:
-      _check_shape(path, of_path[path], leaf)
-    elif leaf.shape != (1,) * leaf.ndim:
-      raise ValueError(
-        f"The state has a residual {path!r} of shape {leaf.shape}, which the parameters do not have: give the "
-        f"parameters that the state was made for; theirs are {listed(of_path)}."
-      )
-    if leaf.dtype not in RESIDUALS.values():
-      raise ValueError(
-        f"The state has a residual {path!r} of dtype {leaf.dtype}, but residuals are int8 or int16: restore and cast "
-        "them in the dtypes of tx.init(params)."
-      )
-    table[path] = leaf
-  return table

@@ -50,8 +50,8 @@ def update_and_apply(
     if not asked or _raises(tx.update, grads, state, params, **extra_args):
       raise
     raise TypeError(
-      "A fused kernel has applied an update already, but a later link or wrapper computes with it: put the optimizer "
-      "last in its chain, or call `tx.update` and `optax.apply_updates` in place of `update_and_apply`."
+      "A fused kernel or split_weights has applied an update already, but a later link or wrapper computes with it: "
+      "put the optimizer last in its chain. A kernel is not used by `tx.update` and `optax.apply_updates`."
     ) from error
   return applied(params, updates), new_state
 

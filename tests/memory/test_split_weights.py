@@ -17,7 +17,7 @@ import optax_ext
 from optax_ext import join_weights, quantize_state, split_weights, stochastic, update_and_apply
 from optax_ext._common import tpu
 from optax_ext._memory.hashes import hashes, places_of
-from optax_ext._memory.split_weights import SplitWeightsState
+from optax_ext._memory.residuals import SplitWeightsState
 from optax_ext._memory.two_parts import RESIDUALS, joined, parted
 
 BF16, F16 = jnp.bfloat16, jnp.float16

@@ -151,7 +151,7 @@ def split_weights(
 
   explained = with_layout_errors(init, update)
 
-  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, SplitWeightsState]:
+  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
     if params is None:
       raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
     if isinstance(state, SplitWeightsState):

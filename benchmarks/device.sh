@@ -68,10 +68,10 @@ out=$(printf %q "$OUT")
 tests='tests/memory/test_gpu_kernel.py tests/memory/test_quantize_kernel.py tests/memory/test_rounding.py tests/sphere/test_nd_adam_kernel.py'
 pytest="$PYTHON -m pytest -p on_device -p no:cacheprovider -q -n 0 --maxfail=20"
 if [ "$tiny" ]; then
-  part tests 1 120 "$pytest -m 'not slow' tests/memory/test_gpu_kernel.py"
-  part steps 1 120 "$PYTHON benchmarks/speed/gpu.py --low-precision --parameters 1e5 --side 128 --rounds 1 --seconds 0 --out $out"
-  part gpt2 1 120 "$PYTHON benchmarks/gpt2.py --tiny --out $out"
-  part exadam 1 120 "$PYTHON tests/made_up_data.py $out/data && OPTAX_EXT_DATA=$out/data $PYTHON benchmarks/papers/exadam.py published --slice --out $out/papers"
+  part tests 1 300 "$pytest -m 'not slow' tests/memory/test_gpu_kernel.py"
+  part steps 1 300 "$PYTHON benchmarks/speed/gpu.py --low-precision --parameters 1e5 --side 128 --rounds 1 --seconds 0 --out $out"
+  part gpt2 1 300 "$PYTHON benchmarks/gpt2.py --tiny --out $out"
+  part exadam 1 300 "$PYTHON tests/made_up_data.py $out/data && OPTAX_EXT_DATA=$out/data $PYTHON benchmarks/papers/exadam.py published --slice --out $out/papers"
 else
   part tests 20 150 "$pytest -m 'not aot' $tests"
   part steps 30 150 "$PYTHON benchmarks/speed/gpu.py --low-precision --parameters 1.24e8 1e9 --rounds 3 --seconds 0.2 --out $out"

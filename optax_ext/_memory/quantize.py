@@ -316,8 +316,11 @@ def _warn_if_none_is_coded(moments: Any, min_size: int) -> None:
 
 
 def _check_codes(codes: jax.Array, scale: jax.Array, min_size: int) -> None:
-  """Raises `ValueError` for codes or scales in another dtype. Several scales, or a vector's size, tell codes."""
-  coded = any(n != 1 for n in scale.shape) or (codes.ndim == 1 and at_least(codes.size, min_size))
+  """Raises `ValueError` for codes or scales in another dtype. Several scales, or a vector's size, tell codes.
+
+  One number may be the second moment of a whole vector, which is none.
+  """
+  coded = any(n != 1 for n in scale.shape) or (codes.ndim == 1 and at_least(codes.size, max(min_size, 2)))
   if jnp.issubdtype(codes.dtype, jnp.complexfloating) or not (coded or codes.dtype in CODES):
     return
   if codes.dtype not in CODES or scale.dtype != jnp.float32:

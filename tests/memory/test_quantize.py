@@ -22,6 +22,7 @@ encode = jitted(codes.encode, static_argnums=2)
 scale_for = jitted(codes.scale_for, static_argnums=(1, 2))
 BITS = {jnp.int8: 7, jnp.uint8: 8}  # without sign
 ONE = jnp.ones(1)
+GAIN = optax_ext.adam_gain(0.9)
 
 
 def table(bits):
@@ -387,6 +388,17 @@ def test_sharded_as_on_one_device():
   got = in_full(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
   assert got[1].codes[0].mu["kernel"].sharding.spec == P("x", "y")
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+
+
+def test_one_second_moment_of_a_whole_vector_is_no_code():
+  """It has one number, as the scale of a leaf without codes has."""
+  pieces = optax.chain(optax_ext.scale_by_moments(GAIN, GAIN, square=optax_ext.per_vector((0,))), optax.scale(-0.1))
+  tx, params = quantize_state(pieces, min_size=1), {"w": jnp.ones(3)}
+  state = tx.init(params)
+  assert state.codes[0].nu["w"].shape == (1,)
+  updates, state = tx.update(params, state, params)
+  np.testing.assert_allclose(updates["w"], -0.1 * 3**-0.5, rtol=1e-5)
+  assert state.codes[0].nu["w"].dtype == jnp.float32
 
 
 def test_narrow_parameters_and_half_a_tree():

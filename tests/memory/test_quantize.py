@@ -392,7 +392,8 @@ def test_sharded_as_on_one_device():
 
 def test_one_second_moment_of_a_whole_vector_is_no_code():
   """It has one number, as the scale of a leaf without codes has."""
-  pieces = optax.chain(optax_ext.scale_by_moments(GAIN, GAIN, square=optax_ext.per_vector((0,))), optax.scale(-0.1))
+  square = optax_ext.per_vector(lambda path, leaf: (0,))
+  pieces = optax.chain(optax_ext.scale_by_moments(GAIN, GAIN, square=square), optax.scale(-0.1))
   tx, params = quantize_state(pieces, min_size=1), {"w": jnp.ones(3)}
   state = tx.init(params)
   assert state.codes[0].nu["w"].shape == (1,)

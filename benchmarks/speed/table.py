@@ -1,16 +1,19 @@
 """What every optimizer's step costs in memory traffic, on TPUs and GPUs that this machine does not have.
 
     python benchmarks/speed/table.py
+    python benchmarks/speed/table.py --low-precision
 
-compiles each step ahead of time for every target and writes `benchmarks/results/speed/traffic.md` and `traffic.png`. It
-takes about five minutes on two cores; `--targets v5e H100` and `--cases nd_adam` compile a part and write nothing.
+The first compiles each step ahead of time for every target that it has a limit for, and writes
+`benchmarks/results/speed/traffic.md` and `traffic.png`, in five minutes or more on two cores; `--targets v5e H100` and
+`--cases nd_adam` compile a part and write nothing. The second compiles steps on bfloat16 weights for all of
+`--targets` but v4, limit or none, and writes `low_precision.md`.
 """
 
 import argparse
 import pathlib
 
 from ahead_of_time import Cost, cost_of
-from cases import CASES
+from cases import CASES, LOW_PRECISION, Case
 from matplotlib.figure import Figure
 from report import RESULTS, heading, markdown_table, write
 from sharded import SHARDED, exchanged
@@ -30,13 +33,20 @@ The same steps on 2 × 2 chips of TPU v5e: what the chips exchange, and the part
 """
 
 
-def measure(cases: list[str], targets: list[str]) -> Costs:
-  """The costs of the cases that have a limit for a target."""
+LOW_PRECISION_EXPLANATION = """\
+As in `traffic.md`, of Adam on 2 weights of 4096 × 4096 in bfloat16 with bfloat16 gradients, but for the first line, of
+Adam in float32; by `update_and_apply`. Kept are 2 bytes of weights and the state. Kernels for TPUs want a scale per
+row: blocks of 128 are stepped by XLA there. Temporaries are a part of the weights' bytes, on the worst target.
+"""
+
+
+def measure(cases: dict[str, Case], targets: list[str], only_limited: bool = True, leaves: int = 4) -> Costs:
+  """The costs of the cases, for the targets that they have a limit for or for all."""
   costs: Costs = {}
-  for name in cases:
+  for name, case in cases.items():
     for target in targets:
-      if CASES[name].limit(target):
-        cost = costs.setdefault(name, {})[target] = cost_of(CASES[name], target)
+      if case.limit(target) or not only_limited:
+        cost = costs.setdefault(name, {})[target] = cost_of(case, target, leaves)
         print(f"{name}, {target}: {cost.moved:.2f}", flush=True)
   return costs
 
@@ -85,9 +95,16 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
   parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), metavar="CASE")
+  parser.add_argument("--low-precision", action="store_true", help="steps on bfloat16 weights")
   options = parser.parse_args()
   without_accelerators()
-  costs = measure(options.cases, options.targets)
+  if options.low_precision:
+    targets = [target for target in options.targets if target != "v4"]  # whose 16 MiB do not hold the kernel's blocks
+    costs = measure(LOW_PRECISION, targets, only_limited=False, leaves=2)
+    title = heading("Memory traffic of one step in low precision", "compiled ahead of time")
+    write("low_precision.md", title, LOW_PRECISION_EXPLANATION.strip(), traffic_table(costs, targets))
+    return
+  costs = measure({name: CASES[name] for name in options.cases}, options.targets)
   if (options.targets, options.cases) != (list(TARGETS), list(CASES)):
     print(traffic_table(costs, options.targets))
     return

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import DictKey, keystr, tree_flatten_with_path
+from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr, tree_flatten_with_path
 
 
 def path_string(path: tuple[Any, ...]) -> str:
@@ -29,6 +29,11 @@ def path_string(path: tuple[Any, ...]) -> str:
   if len(path) > 1 and path[0] == DictKey("params"):
     path = path[1:]
   return keystr(path, simple=True, separator="/")
+
+
+def innermost_field(path: KeyPath) -> str:
+  """The name of the innermost field on a path through an optimizer's state, as `mu`; nothing where there is none."""
+  return next((key.name for key in reversed(path) if isinstance(key, GetAttrKey)), "")
 
 
 def named_leaves(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> list[tuple[str, Any]]:
@@ -76,6 +81,12 @@ def map_with_paths(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
   others = zip(*[treedef.flatten_up_to(other) for other in rest], strict=True) if rest else [()] * treedef.num_leaves
   leaves = zip(named_leaves(tree, _is_none), others, strict=True)
   return treedef.unflatten([None if leaf is None else f(path, leaf, *more) for (path, leaf), more in leaves])
+
+
+def field(kind: type, steps: Any, i: int, old: Any) -> Any:
+  """The i-th fields of a tree of steps of a kind; the old value where a gradient, and so the step, is `None`."""
+  is_step = lambda node: node is None or isinstance(node, kind)
+  return jax.tree.map(lambda step, old: old if step is None else step[i], steps, old, is_leaf=is_step)
 
 
 def _is_none(node: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.core
 
-from optax_ext._common.dims import is_number
+from optax_ext._common.dims import unknown
 from optax_ext._common.dtypes import leaf_dtype
 
 INTERPRETED = ""  # tests run the kernels for "tpu" or "cuda" as plain programs, on any platform
@@ -66,8 +66,8 @@ def unfit(*leaves: Any, sublanes: int) -> str:
   shape, dtypes = leaves[0].shape, {str(leaf_dtype(leaf)) for leaf in leaves}
   if not dtypes <= {"float32", "bfloat16"}:
     return f"its dtypes are {', '.join(sorted(dtypes))}, and the kernel knows float32 and bfloat16"
-  if not all(map(is_number, shape)):
-    return f"its shape {shape} is not known while the program is traced"
+  if reason := unknown(shape):
+    return reason
   if len(shape) < 2 or shape[-2] % sublanes or shape[-1] % LANES:
     return f"the last two axes of its shape {shape} are not multiples of {sublanes} and {LANES}"
   if mesh := splitting_mesh():

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
+from jax.tree_util import tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import innermost_field, map_with_paths
 from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
@@ -162,7 +162,7 @@ def quantize_state(
     return QuantizedState(moments.replaced(codes), scale)
 
   def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
-    _check_codes(codes, scale, min_size)
+    _check_not_cast(codes, scale, min_size)
     return decode(codes, scale) if codes.dtype in CODES else codes
 
   def new_scale(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
@@ -260,7 +260,7 @@ class _Moments:
   def __init__(self, tx: optax.GradientTransformation, state: Any, kinds: dict[str, Any]):
     like_params = optax.tree.map_params(tx, _Tree, state, is_leaf=lambda _: True)
     leaves, self._treedef = tree_flatten_with_path(like_params)
-    names = [_field(path) if isinstance(leaf, _Tree) else "" for path, leaf in leaves]
+    names = [innermost_field(path) if isinstance(leaf, _Tree) else "" for path, leaf in leaves]
     self._leaves = [leaf.tree if isinstance(leaf, _Tree) else leaf for _, leaf in leaves]
     self._is_moment = [name in kinds for name in names]
     self.fields = sorted({name for name in names if name})
@@ -315,7 +315,7 @@ def _warn_if_none_is_coded(moments: Any, min_size: int) -> None:
     )
 
 
-def _check_codes(codes: jax.Array, scale: jax.Array, min_size: int) -> None:
+def _check_not_cast(codes: jax.Array, scale: jax.Array, min_size: int) -> None:
   """Raises `ValueError` for codes or scales in another dtype. Several scales, or a vector's size, tell codes.
 
   One number may be the second moment of a whole vector, which is none.
@@ -357,11 +357,6 @@ class _Tree:
 
   def __init__(self, tree: Any):
     self.tree = tree
-
-
-def _field(path: KeyPath) -> str:
-  """The name of the innermost field on a path through a state."""
-  return next((key.name for key in reversed(path) if isinstance(key, GetAttrKey)), "")
 
 
 def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:

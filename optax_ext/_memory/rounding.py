@@ -22,8 +22,8 @@ from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, s
 
 # Words of float32 numbers: bfloat16's largest, ∞, NaN, −0. The half of a word that bfloat16 does not have.
 LARGEST, INFINITY, NAN, SIGN, LOWER = np.array([0x7F7F0000, 0x7F800000, 0x7FC00000, 0x80000000, 0xFFFF], np.uint32)
-Words = Callable[..., jax.Array]
-"""From a leaf's path and the leaf to a random uint32 for each element, split over the devices as the leaf is."""
+OfLeaf = Callable[..., jax.Array]
+"""From a leaf's path and the leaf to an array."""
 THREEFRY = "threefry2x32"  # named, so that a program's own choice of generator changes nothing
 
 
@@ -62,8 +62,8 @@ class Stochastic(Rounding):
 
     return storing
 
-  def words_at(self, t: Any) -> Words:
-    """Threefry's random uint32 of step t, for each element of a leaf."""
+  def words_at(self, t: Any) -> OfLeaf:
+    """Threefry's random uint32 of step t, for each element of a leaf, split over the devices as the leaf is."""
     keys = self.keys_at(t)
 
     def words(path: str, like: jax.Array, part: int = 0) -> jax.Array:
@@ -73,7 +73,7 @@ class Stochastic(Rounding):
 
     return words
 
-  def keys_at(self, t: Any) -> Words:
+  def keys_at(self, t: Any) -> OfLeaf:
     """The key of a leaf at step t, two uint32."""
     at_step = jax.random.key_data(jax.random.fold_in(jax.random.key(self.seed, impl=THREEFRY), t))
 

@@ -10,7 +10,8 @@ import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import by_path, map_with_paths
+from optax_ext._common.paths import by_path, field, map_with_paths
+from optax_ext._common.retrace import once_per_shape
 from optax_ext._memory.hashes import hashes, places_of
 from optax_ext._memory.residuals import (
   SplitWeightsState,
@@ -125,24 +126,26 @@ def split_weights(
       extra_args["stored_weights"] = map_with_paths(functools.partial(in_memory, keys), params, residuals)
     steps, inner_state = tx.update(_widened(updates, params, weights, tx), state.inner_state, weights, **extra_args)
 
+    def moved(step: jax.Array, param: jax.Array, weight: jax.Array, key: Any) -> tuple[Any, ...]:
+      words = hashes(key, places_of(weight.shape)) if rounding else None
+      nearest, residual_of = parted((weight + step).astype(jnp.float32), param.dtype, bits, words)
+      old = param.astype(jnp.float32)
+      narrow = (old + (nearest - old)).astype(param.dtype)  # as optax.apply_updates does
+      return nearest - old, narrow, residual_of(narrow) if bits > 16 else None
+
+    moved = once_per_shape(moved, count)
+
     def stored(path: str, step: Any, param: Any, weight: Any, residual: Any) -> Stored:
       if not is_narrow(param):
         return Stored(step, residual)
       if isinstance(step, Applied):
         return Stored(step, step.residual)
-      words = hashes(keys(path, weight), places_of(weight.shape)) if rounding else None
-      nearest, residual_of = parted((weight + step).astype(jnp.float32), param.dtype, bits, words)
-      old = param.astype(jnp.float32)
-      narrow = (old + (nearest - old)).astype(param.dtype)  # as optax.apply_updates does
-      return Stored(Applied(narrow) if return_applied else nearest - old, residual_of(narrow) if bits > 16 else None)
+      update, narrow, rest = moved(step, param, weight, keys(path, weight))
+      return Stored(Applied(narrow) if return_applied else update, rest)
 
     new = map_with_paths(stored, steps, params, weights, residuals)
-    is_stored = lambda node: node is None or isinstance(node, Stored)
-    updates = jax.tree.map(lambda new: None if new is None else new.update, new, is_leaf=is_stored)
-    residual = state.residual
-    if bits > 16:
-      residual = jax.tree.map(lambda new, old: old if new is None else new.residual, new, residual, is_leaf=is_stored)
-    return updates, SplitWeightsState(count, residual, inner_state)
+    residual = field(Stored, new, 1, state.residual) if bits > 16 else None
+    return field(Stored, new, 0, steps), SplitWeightsState(count, residual, inner_state)
 
   def in_memory(keys: Any, path: str, param: Any, residual: Any) -> StoredWeight | None:
     if not is_narrow(param):

@@ -17,7 +17,7 @@ from optax_ext._common.dtypes import (
   square_dtype,
   to_nearest,
 )
-from optax_ext._common.paths import by_path, map_with_paths
+from optax_ext._common.paths import by_path, field, map_with_paths
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._moments.debias import Debias, DebiasOfGains, Moments
 from optax_ext._moments.gains import Gain
@@ -133,7 +133,7 @@ def scale_by_moments(
       return Step(update, *storing(path, m, v, mu.dtype, nu.dtype))
 
     steps = map_with_paths(step, updates, state.mu, state.nu)
-    updates, mu, nu = (field(steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
+    updates, mu, nu = (field(Step, steps, i, old) for i, old in enumerate((updates, state.mu, state.nu)))
     return updates, optax.ScaleByAdamState(count=t, mu=mu, nu=nu)
 
   return optax.GradientTransformation(init, update)
@@ -145,12 +145,6 @@ class Step(NamedTuple):
   update: jax.Array
   mu: jax.Array
   nu: jax.Array
-
-
-def field(steps: Any, i: int, old: Any) -> Any:
-  """The i-th fields of a tree of steps; the old value where a gradient, and so the step, is `None`."""
-  is_step = lambda node: node is None or isinstance(node, Step)
-  return jax.tree.map(lambda step, old: old if step is None else step[i], steps, old, is_leaf=is_step)
 
 
 def moving_average(average: jax.Array, value: jax.Array, weight: jax.Array) -> jax.Array:

@@ -14,6 +14,7 @@ import optax
 from optax_ext._common.arguments import check_number
 from optax_ext._common.dtypes import is_array, is_numeric
 from optax_ext._common.paths import by_path, listed
+from optax_ext._common.tables import aligned
 from optax_ext._network.by_trace import structure_from_model
 from optax_ext._network.structure import Structure
 
@@ -57,9 +58,7 @@ class CoordinateCheck:
     rows = [head]
     for name, sizes in self.sizes.items():
       rows.append([name, *(f"{size:.3g}" for size in sizes[:, -1]), f"{last[name]:+.2f}", f"{first[name]:+.2f}"])
-    widest = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widest, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, self.verdict()])
+    return "\n".join([*aligned(rows), self.verdict()])
 
   def verdict(self) -> str:
     """One sentence."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from optax_ext._common.tables import aligned
 from optax_ext._network.facts import LeafFacts
 
 Scales = Mapping[str, Any] | None  # from a leaf's path
@@ -28,9 +29,7 @@ def table(
     row += [] if scales is None else [_brief(scales[facts.path])]
     row += [reasons[facts.path]] if reasons else []
     rows.append([str(cell) for cell in row] + [facts.note] * noted)
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-  return "\n".join([*lines, f"{num_layers} layers deep"])
+  return "\n".join([*aligned(rows), f"{num_layers} layers deep"])
 
 
 def plot(leaves: Sequence[LeafFacts], num_layers: int, scales: Scales, path: Any) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import GetAttrKey, KeyPath, tree_flatten_with_path
+from jax.tree_util import KeyPath, tree_flatten_with_path
 
-from optax_ext._common.paths import natural_key, path_string
+from optax_ext._common.paths import innermost_field, natural_key, path_string
+from optax_ext._common.tables import aligned
 
 SHARED = "(all)"  # in place of a leaf's path: counts, random keys, injected hyperparameters
 
@@ -77,12 +78,8 @@ class StateBytes:
     rows = [["path", *kinds, "bytes"]]
     rows += [[path, *(_count(cells[path, kind]) for kind in kinds), _count(n)] for path, n in paths.items()]
     rows.append(["total", *map(_count, kinds.values()), _count(self.total)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-      "  ".join([row[0].ljust(widths[0]), *(cell.rjust(n) for cell, n in zip(row[1:], widths[1:], strict=True))])
-      for row in rows
-    ]
-    return "\n".join([*lines, f"{self.per_param:.2f} bytes of state for each of {_count(self.num_params)} parameters"])
+    summary = f"{self.per_param:.2f} bytes of state for each of {_count(self.num_params)} parameters"
+    return "\n".join([*aligned(rows, str.rjust), summary])
 
 
 def state_bytes(tx: Any, params: Any) -> StateBytes:
@@ -121,7 +118,7 @@ def _array(path: KeyPath, leaf: Any, params: dict[KeyPath, int]) -> ArrayBytes:
   ends_in_param = lambda end: end in params and (end != () or params[end] == leaf.ndim)
   start = next((i for i in range(len(path) + 1) if ends_in_param(path[i:])), None)
   before = path if start is None else path[:start]
-  kind = next((key.name for key in reversed(before) if isinstance(key, GetAttrKey)), "state")
+  kind = innermost_field(before) or "state"
   of = SHARED if start is None else path_string(path[start:])
   return ArrayBytes(of, kind, leaf.shape, str(leaf.dtype), math.prod(leaf.shape) * leaf.dtype.itemsize)
 

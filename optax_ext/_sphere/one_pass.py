@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from optax_ext._common.applied import Applied
-from optax_ext._common.dims import is_number
+from optax_ext._common.dims import unknown
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, leaf_dtype
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import explicit_sharding, resolve_names, split_axes
@@ -179,8 +179,8 @@ def _warn_of(fallbacks: list[str]) -> None:
 
 def _why_in_chain(grad: Any, along: tuple[int, ...]) -> str:
   """Why a leaf's vectors take the plain chain; nothing where they do not."""
-  if not all(map(is_number, grad.shape)):
-    return f"its shape {grad.shape} is not known while the program is traced"
+  if reason := unknown(grad.shape):
+    return reason
   if grad.size < SMALL:
     return f"it has {grad.size} elements, fewer than {SMALL}"
   if jnp.iscomplexobj(grad):

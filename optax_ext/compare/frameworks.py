@@ -14,7 +14,7 @@ import numpy as np
 from optax_ext import structure_from_model
 
 Fields = dict[str, Any]
-KEY = "threefry2x32"
+KEYS = "threefry2x32"  # the same numbers whatever implementation the caller has chosen
 
 
 def of_nnx(
@@ -138,7 +138,7 @@ def _fields(
 ) -> Fields:
   def structure() -> Any:
     """Read off the loss in training, whose state is made inside, since it is no input."""
-    key = jax.random.key(0, impl=KEY)
+    key = jax.random.key(0, impl=KEYS)
     params, _ = jax.eval_shape(init, key)
     batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((batch_size, *np.shape(array)[1:]), array.dtype), train)
     return structure_from_model(lambda params, batch: loss(params, init(key)[1], batch, key)[0], params, batch)

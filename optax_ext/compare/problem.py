@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-KEYS = "threefry2x32"
+from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,8 +122,6 @@ class Problem:
       >>> problem.structure.num_layers
       2
     """
-    from optax_ext.compare.frameworks import of_nnx
-
     fields = of_nnx(build, loss, metrics, train, batch_size, wrt)
     return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
 
@@ -165,8 +163,6 @@ class Problem:
     Returns:
       The `Problem`.
     """
-    from optax_ext.compare.frameworks import of_linen
-
     modes = training or {}, evaluation or {}
     fields = of_linen(model, inputs, loss, metrics, train, batch_size, *modes, streams)
     return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
@@ -200,8 +196,6 @@ class Problem:
     Returns:
       The `Problem`.
     """
-    from optax_ext.compare.frameworks import of_equinox
-
     fields = of_equinox(build, loss, metrics, train, batch_size)
     return cls(name, train=train, validation=validation, test=test, batch_size=batch_size, **fields, **options)
 

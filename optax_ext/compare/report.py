@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from optax_ext.compare.grid import width
+from optax_ext.compare.progress import counted
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.result import Outcome
 from optax_ext.compare.statistics import ENOUGH, Difference, mean_ranks, steps_to
@@ -94,7 +95,8 @@ def summary(comparison: Outcome) -> str:
     f"Test {problem.metric} ({better} is better) {where}; at most {protocol.steps} steps of {problem.batch_size} "
     f"examples, evaluated every {protocol.evaluate_every}, {schedule} learning rate{_stopping(protocol)}. Each "
     f"optimizer was tuned{_tried(comparison)}{_halved(comparison)} on the validation data with "
-    f"{_seeds(comparison.tuning_seeds)}, and reported with {_seeds(comparison.seeds, 'fresh ')}.",
+    f"{counted(len(comparison.tuning_seeds), 'seed')}, and reported with "
+    f"{counted(len(comparison.seeds), 'fresh seed')}.",
     "",
     f"## Each at its best {'learning rate' if _rates_alone(comparison) else 'settings'}",
     "",
@@ -177,10 +179,6 @@ def _halved(comparison: Outcome) -> str:
   if not any(any(arm.search.dropped) for arm in comparison.arms.values()):
     return ""
   return " by successive halving (the worse half of the rates ended after a quarter of the steps, then after a half)"
-
-
-def _seeds(seeds: list[int], kind: str = "") -> str:
-  return f"{len(seeds)} {kind}seed{'s' if len(seeds) > 1 else ''}"
 
 
 def _stopping(protocol: Protocol) -> str:

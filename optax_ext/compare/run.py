@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from optax_ext.compare.checks import check_start
+from optax_ext.compare.frameworks import KEYS
 from optax_ext.compare.optimizers import Optimizer
-from optax_ext.compare.problem import KEYS, batches
+from optax_ext.compare.problem import batches
 from optax_ext.compare.programs import Common, Programs, stacked, take
 from optax_ext.compare.protocol import Watch, watch
 from optax_ext.compare.train import Run, Setting

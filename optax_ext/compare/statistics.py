@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
+from optax_ext.compare.progress import counted
+
 ENOUGH = 5  # reporting seeds; below, an interval and no p-value
 
 
@@ -81,7 +83,7 @@ class Difference:
   def reason(self) -> str:
     """The verdict, and where nothing could be decided for lack of seeds, that."""
     few = self.verdict == "undecided" and self.seeds < ENOUGH
-    return f"undecided: {self.seeds} seed{'s' * (self.seeds > 1)}, {ENOUGH} are needed" if few else self.verdict
+    return f"undecided: {counted(self.seeds, 'seed')}, {ENOUGH} are needed" if few else self.verdict
 
   @property
   def verdict(self) -> str:

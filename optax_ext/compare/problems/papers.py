@@ -15,6 +15,7 @@ import optax
 from flax import linen as nn
 
 from optax_ext import l2_logits, structure_from_model
+from optax_ext.compare.frameworks import KEYS
 from optax_ext.compare.problem import Problem
 from optax_ext.compare.problems import data
 from optax_ext.compare.problems.images import ConvNet, image_problem, labelled, split
@@ -63,7 +64,7 @@ def california(hidden: str = "64-32", shared_init: bool = False, examples: int |
     }
 
   model = Perceptron([int(features) for features in hidden.split("-")])
-  init = lambda key: model.init(jax.random.key(0, impl="threefry2x32") if shared_init else key, jnp.zeros((1, 8)))
+  init = lambda key: model.init(jax.random.key(0, impl=KEYS) if shared_init else key, jnp.zeros((1, 8)))
 
   def loss(params: Any, batch: Any, key: jax.Array) -> jax.Array:
     """Mean squared error of the batch without its filler."""

@@ -32,13 +32,13 @@ gc.freeze()
 gc.set_threshold(200_000, 20, 100)
 
 
-def with_aot(config):
-  return "aot" in config.option.markexpr.replace("not aot", "")
+def asked_for(config, mark):
+  return mark in config.option.markexpr.replace(f"not {mark}", "")
 
 
 def pytest_configure(config):
   """A folder for each process: jax writes entries in place, and another process would read half of one."""
-  if with_aot(config):  # compilers for devices that are not here
+  if asked_for(config, "aot"):  # compilers for devices that are not here
     return
   config.compiled = tempfile.TemporaryDirectory()
   jax.config.update("jax_compilation_cache_dir", config.compiled.name)
@@ -47,11 +47,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Tests marked aot run where -m names them."""
-  if not with_aot(config):
-    left_out = [item for item in items if item.get_closest_marker("aot")]
-    items[:] = [item for item in items if not item.get_closest_marker("aot")]
-    config.hook.pytest_deselected(items=left_out)
+  """Tests marked aot or browser run where -m names them."""
+  marks = [mark for mark in ("aot", "browser") if not asked_for(config, mark)]
+  left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
+  items[:] = [item for item in items if item not in left_out]
+  config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_unconfigure(config):

@@ -110,7 +110,7 @@ class Task:
   @functools.cached_property
   def structure(self) -> optax_ext.Structure:
     """What CaAdam is told of the network."""
-    return self.problem.hints["structure"]
+    return self.problem.structure
 
   @functools.cached_property
   def measured(self) -> dict[str, Any]:

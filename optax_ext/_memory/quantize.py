@@ -12,26 +12,29 @@ from jax.tree_util import tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_updates, stored_like
+from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import innermost_field, map_with_paths
 from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
+from optax_ext._memory.hashes import half_words, places_of
+from optax_ext._memory.rounding import OfLeaf, Stochastic
 from optax_ext._memory.step import NO_KEY, Stepped, check_codes, kernel_of, step_in_xla
-from optax_ext._memory.stored import AS_IS, IN_CODES
+from optax_ext._memory.stored import AS_IS, in_codes
 
 
 class QuantizedState(NamedTuple):
   """The wrapped optimizer's state, its large moments as codes, and for each tree of moments in it a tree of scales.
 
   A code stands for its share of the largest number of its row or block, which is the scale. A leaf that is kept as it
-  is has a scale of 1.
+  is has a scale of 1. With rounding by chance `count` is the number of updates, and otherwise `None`.
   """
 
   codes: Any
   scale: tuple[Any, ...]
+  count: jax.Array | None = None
 
 
 def quantize_state(
@@ -42,6 +45,7 @@ def quantize_state(
   min_size: int = 4096,
   block: int | None = None,
   axis: int | None = None,
+  rounding: Stochastic | None = None,
   kernel: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps the moments of any optax optimizer in 8 bits each: 2 bytes of state per parameter where Adam has 8.
@@ -75,6 +79,11 @@ def quantize_state(
       bytes per parameter and more without `kernel="xla"`.
     axis: The axis, from the last, −1, along which blocks lie. `None` is what the device at init reads fastest: −2 if
       `jax.default_backend()` is a TPU, else −1. The state keeps what it began with.
+    rounding: `None` for the nearest codes, or `stochastic(seed)` for codes by chance, whose expectation is the moment.
+      The nearest code swallows changes below half a code, so that second moments drift by some per cent; by chance such
+      changes count on average. The random bits of a moment are a function of the seed, the leaf's path, the moment's
+      index and the step, which the state then counts. An older state goes on by `state._replace(count=jnp.zeros([],
+      jnp.int32))`.
     kernel: How `update_and_apply` steps a leaf whose step is elementwise, as those of most optimizers are. `"pallas"`:
       by one kernel, 16 bytes per float32 parameter and 10 per bfloat16 one with bfloat16 gradients; on TPUs where there
       is a scale for each row, on NVIDIA GPUs for rows and blocks of up to 8192 elements along the last axis. The kernel
@@ -95,7 +104,7 @@ def quantize_state(
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
       with a tree unlike the parameters, or inside a `jax.shard_map` that does not tell the size of the whole; at
-      update, where codes have another dtype than int8 or uint8.
+      update, where codes have another dtype than int8 or uint8, or the state has no count and `rounding` wants one.
 
   Warns:
     UserWarning: at init, where no moment is coded; at update, for what `kernel` does not serve.
@@ -125,11 +134,13 @@ def quantize_state(
     raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {axis!r}.")
   if kernel not in (None, "xla", "pallas"):
     raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
+  check_rounding(rounding)
   if kernel == "pallas":
     import_pallas()
+  storage = in_codes(by_chance=rounding is not None)
   tx = cast_updates(tx)  # which would have the dtype of decoded moments
 
-  def init(params: optax.Params) -> QuantizedState:
+  def init(params: Any) -> Any:
     moments = _Moments(tx, tx.init(params), kinds)
     if not moments.trees:
       raise ValueError(
@@ -159,7 +170,7 @@ def quantize_state(
     scale = moments.map(first_scale, like)
     codes = moments.map(first_codes, like, scale)
     _warn_if_none_is_coded(codes, min_size)
-    return QuantizedState(moments.replaced(codes), scale)
+    return QuantizedState(moments.replaced(codes), scale, jnp.zeros([], jnp.int32) if rounding else None)
 
   def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
     _check_not_cast(codes, scale, min_size)
@@ -168,8 +179,8 @@ def quantize_state(
   def new_scale(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
     return scale_for(moment, scale.shape, codes.dtype) if codes.dtype in CODES else scale
 
-  def new_codes(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
-    return encode(moment, scale, codes.dtype) if codes.dtype in CODES else moment
+  def new_codes(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array, bits: Any) -> jax.Array:
+    return encode(moment, scale, codes.dtype, bits()) if codes.dtype in CODES else moment
 
   def update(
     updates: Any,
@@ -187,24 +198,39 @@ def quantize_state(
       )
       return updates, old, _Moments(tx, new, kinds)
 
+    count = None if state.count is None else jnp.asarray(optax.safe_increment(state.count))
+    keys = rounding.keys_at(count) if rounding else None
     in_kernel = None
     if kernel and (return_applied or stored_weights is not None):
-      in_kernel = steps_of_kernel(updates, state, params, stored_weights, extra_args)
+      in_kernel = steps_of_kernel(updates, state, params, keys, stored_weights, extra_args)
     _, old, new = step(updates, state)
     scale = new.map(new_scale, old.trees, state.scale)
     # Codes need the scales, scales need all moments of a row: two passes over memory. Behind the barrier XLA computes
     # the moments once more from gradients and codes, 6 bytes; it would otherwise keep them from the first pass, 16.
     updates, state, scale = jax.lax.optimization_barrier((updates, state, scale))
     updates, old, new = step(updates, state)
-    codes = new.map(new_codes, old.trees, scale)
+    codes = new.map(new_codes, old.trees, scale, random_bits(keys, new.trees))
     if in_kernel is not None:  # XLA does not compute what is replaced here
       updates = _replaced(updates, in_kernel, lambda leaf: Applied(*leaf.weights))
       codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][0]) for i, tree in enumerate(codes))
       scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][1]) for i, tree in enumerate(scale))
-    return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale)
+    return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale, count)
+
+  def random_bits(keys: OfLeaf | None, trees: Sequence[Any]) -> list[Any]:
+    """For each moment of each tree a function that makes its bits; what is not in codes never calls it."""
+
+    def of_leaf(i: int, path: str, moment: jax.Array) -> Callable[[], Any]:
+      return lambda: half_words(keys(path, moment), places_of(moment.shape), i) if keys else None
+
+    return [map_with_paths(functools.partial(of_leaf, i), tree) for i, tree in enumerate(trees)]
 
   def steps_of_kernel(
-    updates: Any, state: QuantizedState, params: Any, stored_weights: Any, extra_args: dict[str, Any]
+    updates: Any,
+    state: QuantizedState,
+    params: Any,
+    keys: OfLeaf | None,
+    stored_weights: Any,
+    extra_args: dict[str, Any],
   ) -> Any:
     """A tree like the updates, of a `Stepped` for each leaf that the kernel serves and `None` for the others."""
     old = _Moments(tx, state.codes, kinds)
@@ -230,9 +256,10 @@ def quantize_state(
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
         weight, of_weight, key = stored or StoredWeight(AS_IS, (param,), NO_KEY)
-        kinds, parts = (weight, *[IN_CODES] * count), [of_weight, *zip(codes, scales, strict=True)]
+        kinds, parts = (weight, *[storage] * count), [of_weight, *zip(codes, scales, strict=True)]
         in_xla = functools.partial(step_in_xla, step, kinds)
         fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
+        key = jnp.concatenate([key, keys(path, grad) if keys else NO_KEY])
         new_weight, *new = fused(program.values(step.numbers), key, grad, parts)
         return Stepped(new_weight, new)
       except NotServedError as reason:

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
+from optax_ext._common.dtypes import check_rounding
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, field, map_with_paths
 from optax_ext._common.retrace import once_per_shape
@@ -101,8 +102,7 @@ def split_weights(
   """
   if not isinstance(bits, int | np.integer) or bits not in RESIDUALS:
     raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}.")
-  if not (rounding is None or isinstance(rounding, Stochastic)):
-    raise TypeError(f"rounding must be None (to the nearest) or stochastic(seed), but was {rounding!r}.")
+  check_rounding(rounding)
   if bits == 16 and rounding is None:
     raise ValueError(
       "bits=16 with rounding=None would lose every step below half a unit in a weight's last place: give "

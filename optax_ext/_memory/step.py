@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from optax_ext._common.tpu import for_platform, platform_of_kernels, splitting_mesh, thickness, unfit
-from optax_ext._memory.codes import CODES, encode, in_blocks, largest_of, per_block, scale_of
+from optax_ext._memory.codes import CODES, in_blocks, largest_of, per_block
 from optax_ext._memory.elementwise import Elementwise, NotServedError
-from optax_ext._memory.hashes import hashes, places_of
+from optax_ext._memory.hashes import places_of, words_of
 from optax_ext._memory.stored import Parts, Storage
 
 SUBLANES = 32  # rows of a tile of 8-bit numbers
@@ -101,7 +101,7 @@ def kernel_of(
 
 
 def step_in_xla(
-  step: Elementwise, kinds: Sequence[Storage], numbers: Any, key: Any, grad: Any, parts: Sequence[Parts]
+  step: Elementwise, kinds: Sequence[Storage], numbers: Any, keys: Any, grad: Any, parts: Sequence[Parts]
 ) -> list[Parts]:
   """A step in two passes over memory, of 22 bytes and the scales.
 
@@ -111,7 +111,7 @@ def step_in_xla(
   shape, layout = grad.shape, parts[1][1].shape
   blocks = lambda x: per_block(x, shape) if x.shape == layout else in_blocks(x, layout)
   old = jax.tree.map(blocks, (grad, *parts))
-  words = lambda: hashes(key, places_of(old[0].shape))
+  words = words_of(keys, places_of(old[0].shape), len(parts) - 1)
 
   def stepped(grad: Any, *parts: Parts) -> list[jax.Array]:
     return step(numbers, grad, *(kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)))
@@ -120,8 +120,7 @@ def step_in_xla(
   largest = [largest_of(moment, scale.shape, codes.dtype) for moment, (codes, scale) in first]
   old, largest = jax.lax.optimization_barrier((old, largest))
   new_weights, *moments = stepped(*old)
-  new = [kinds[0].write(new_weights, words, *old[1])]
-  for moment, of_block, (codes, _) in zip(moments, largest, old[2:], strict=True):
-    scale = scale_of(of_block, codes.dtype)
-    new.append((encode(moment, scale, codes.dtype), scale))
+  new = [kinds[0].write(new_weights, words[0], *old[1])]
+  for kind, moment, bits, of_block, of_one in zip(kinds[1:], moments, words[1:], largest, old[2:], strict=True):
+    new.append(kind.write(moment, bits, *of_one, largest=of_block))
   return jax.tree.map(lambda x, old: x.reshape(old.shape), new, list(parts))

@@ -1,4 +1,4 @@
-"""What jax's primitives do, by name: the one table that the reader of networks and the 8-bit kernel ask.
+"""A table of jax's primitives by what they do, for the reader of networks and the 8-bit kernel.
 
 A primitive that neither a class here nor a rule of the reader names is reported as unread where a parameter enters it.
 `tests/common/test_primitives.py` lists the primitives of the installed jax, so that somebody classifies a new one.

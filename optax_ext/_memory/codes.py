@@ -1,7 +1,7 @@
-"""Eight bits for a number: codes that are dense where moments are, and one scale for many of them.
+"""8-bit codes for moments: dynamic codes, with one scale for many numbers.
 
 A code is a decade and a place in it, so that numbers from 1 down to 10⁻⁷ of the largest keep some digits and the large
-ones more. Linear codes would take every small second moment for 0, and its element's next step would be endless.
+ones more. Linear codes would take every small second moment for 0, and its element's next step would be infinite.
 
 Codes are computed, not looked up: a table's gathers do not fuse with the optimizer's arithmetic on a TPU.
 """

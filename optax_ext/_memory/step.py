@@ -1,4 +1,4 @@
-"""A step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
+"""The step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
 
 import functools
 import math

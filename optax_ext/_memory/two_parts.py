@@ -1,4 +1,4 @@
-"""A float32 number as two: the nearest bfloat16 or float16 number, and a small integer for what is left.
+"""Splits a float32 number in two: the nearest bfloat16 or float16 number, and a small integer for the rest.
 
     θ = θ' + ρ·unit,     unit = 2^(e−f−b),     −2ᵇ⁻¹ ≤ ρ < 2ᵇ⁻¹
 

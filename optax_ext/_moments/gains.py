@@ -133,8 +133,8 @@ def adamnx_gain(b2: Scalar) -> Gain:
       w(t) = e^{L(t−1)} · expm1(L) / expm1(L·t),   L = k·ln β₂
 
   It is AdaX's gain at another parameter: `adamnx_gain(b2)` equals `adax_gain(expm1(-(1 - b2) * log(b2)))`. Its time
-  constant is 1/|L| steps, 9,950 at β₂ = 0.99: after 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
-  0.7 %, and the second moment is in effect frozen.
+  constant is 1/|L| steps, 9,950 at β₂ = 0.99. After 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
+  0.7 %: the second moment is in effect frozen.
 
   Args:
     b2: Decay rate β₂ in (0, 1).
@@ -195,12 +195,12 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
 
 
 def adafactor_gain(power: Scalar = 0.8) -> Gain:
-  """Adafactor's second-moment gain.
+  """Adafactor's second-moment gain: a power of the step.
 
       w(t) = t^{−c}
 
   Args:
-    power: Exponent c in [0, ∞); 0 keeps the newest value alone, 1 the mean of all.
+    power: Exponent c in [0, ∞). 0 keeps the newest value alone, 1 gives the mean of all values.
 
   Returns:
     A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1.

@@ -112,8 +112,8 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   """Parameter groups by path, for `optax.partition`, `optax.masked` and every `mask`.
 
   Args:
-    label: A regular expression that is searched in a leaf's path; or a function `label(path, leaf)` that returns the
-      name of the leaf's group.
+    label: A regular expression that is searched for in a leaf's path; or a function `label(path, leaf)` that returns
+      the name of the leaf's group.
 
   Returns:
     A function from a tree to a tree of labels: booleans for a regular expression.

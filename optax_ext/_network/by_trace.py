@@ -27,8 +27,8 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   - Depth is the number of products on the longest path from the inputs. A leaf that is no weight (a norm's scale, an
     embedding) has the depth of the product that it follows. A leaf that is used several times has its least depth.
   - Derivatives inside the model (forces) have no layers of their own: the facts are those of the forward computation.
-  - Running averages of batch norms belong in `params`, as `variables` has them, or in a closure, or are not used where
-    the model is traced as in training. Among the inputs they are data: a scale that meets them first has depth 0.
+  - Running averages of batch norms belong in `params`, as in linen's `variables`, or in a closure. A model that is
+    traced as in training does not use them. Among the inputs they are data: a scale that meets them first has depth 0.
   - The layers of a `scan` are stacked along the axis that the scan runs over. So are layers that a loop or the program
     indexes one by one. Copies that `vmap` makes, and experts, are stacked too, but count as one layer.
   - Random numbers are no input, so that dropout on weights hides nothing.

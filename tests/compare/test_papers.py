@@ -529,7 +529,7 @@ def test_error_at_equal_training_loss():
   fast = [run(seed, [0.9, 0.3, 0.1], [0.5, 0.2 + 0.1 * seed, 0.9]) for seed in (0, 1)]
   slow = [run(seed, [0.9, 0.5, 0.3 - 0.1 * seed], [0.5, 0.4, 0.1]) for seed in (0, 1)]
   lines = report.equal_training_loss({"fast": [*fast, run(2, [9.0, 9.0, 9.0], [1, 1, 1], True)], "slow": slow})
-  assert "is at most 0.300. slow reaches the least far: it sets this bar and is measured at its end" in lines[2]
+  assert "first at most 0.300. slow ends with the highest training loss, and so sets this bar." in lines[2]
   assert "| fast | 25.00% (SD 7.07, 1 of 3 diverged) | 20 |" in lines
   assert "| slow | 10.00% (SD 0.00) | 30 |" in lines
 

@@ -194,6 +194,7 @@ def quantize_state(
     scale = new.map(new_scale, old.trees, state.scale)
     # Codes need the scales, scales need all moments of a row: two passes over memory. Behind the barrier XLA computes
     # the moments once more from gradients and codes, 6 bytes; it would otherwise keep them from the first pass, 16.
+    # The parameters stay outside: behind the barrier they would be read twice, 4 bytes more.
     updates, state, scale = jax.lax.optimization_barrier((updates, state, scale))
     updates, old, new = step(updates, state)
     codes = new.map(new_codes, old.trees, scale)

@@ -160,7 +160,8 @@ def layer_statistics(
 
     if every > 1:
       statistics = jax.lax.cond(state.count % every == 0, computed_again, lambda: state.statistics)
-      # The branch comes first: XLA would otherwise copy parameters and state for it, which the step overwrites.
+      # The branch comes first: XLA would otherwise copy parameters and state for it, which the step overwrites (on TPUs
+      # 59.6 bytes a parameter in place of 39.6, gradients included; `tests/test_aot.py`).
       grads, inner_state, statistics = jax.lax.optimization_barrier((grads, inner_state, statistics))
     applied = {"return_applied": True} if return_applied else {}
     updates, new = watched.update(grads, inner_state, params, **extra_args, **applied)

@@ -64,7 +64,7 @@ def exadam(
     mask: What the decay applies to, as in `optax.adamw`.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
 
@@ -145,7 +145,7 @@ def adamnx(
     weight_decay: λ ≥ 0, a number or a schedule; decoupled.
     mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
 
@@ -227,7 +227,7 @@ def caadam(
     rule: Makes S of the structure, or is S: a tree of numbers like the parameters. `Multiplicative()` by default.
     structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
@@ -327,7 +327,7 @@ def nd_adam(
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     kernel: `"pallas"` lets `update_and_apply` step a leaf with one kernel on TPUs, if blocks of whole vectors fit on
       the chip. A warning names the leaves that the kernel does not serve. On a mesh call it inside `jax.shard_map`: XLA
       refuses to partition the kernel where no `jax.set_mesh` tells of the mesh.

@@ -57,7 +57,7 @@ def standard(b1: Scalar | None = None, b2: Scalar | None = None) -> Debias:
   Args:
     b1: Decay rate of the mean, in [0, 1); by default that of the gain in `scale_by_moments`, where 0 stands for a gain
       that starts at 1, whose average has no bias.
-    b2: Decay rate of the square, likewise; given if `b1` is.
+    b2: Decay rate of the square, in [0, 1); must be given if `b1` is.
 
   Returns:
     A debias rule.
@@ -101,7 +101,7 @@ def cross_moment(b1: Scalar | None = None, b2: Scalar | None = None, eps: Scalar
   Args:
     b1: Decay rate of the mean, in [0, 1); by default that of the gain in `scale_by_moments`, where 0 stands for a gain
       that starts at 1, as AdamNX's, whose average has no bias.
-    b2: Decay rate of the square, likewise; given if `b1` is.
+    b2: Decay rate of the square, in [0, 1); must be given if `b1` is.
     eps: ε, not negative.
 
   Returns:

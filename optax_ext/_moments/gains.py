@@ -17,7 +17,7 @@ relative errors of Python numbers, with jax 0.10.2, whose errors are the larger:
     adam_gain           0.999     4.0e-7       4.0e-7
     adamnx_gain         0.99      3.5e-7       3.8e-6   (where w has fallen to 1e-38)
     adamnx_gain         0.999     4.0e-7       6.2e-7
-    adax_gain           1e-4      3.6e-7       3.9e-6   (likewise)
+    adax_gain           1e-4      3.6e-7       3.9e-6   (the same)
     adafactor_gain      0.8       1.6e-7       2.4e-7
     1 − β₂,ₜ of AdamNX as printed, in float32:
                         0.99      2.3e-3       more than 1

@@ -44,7 +44,7 @@ def scale_by_moments(
 
   Args:
     mean_gain: w₁, from the int32 step t ≥ 1 to a scalar; see `constant_gain`, `adam_gain`.
-    square_gain: w₂, likewise; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
+    square_gain: w₂, such a function too; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
     debias: Corrects the moments for their start at 0: `standard()`, `cross_moment()`, `nesterov(b1, b2)`. `None`
       corrects nothing, which is right for gains with w(1) = 1.
     ratio: Makes the update of the moments; `adam_ratio()` by default.

@@ -164,7 +164,7 @@ class Multiplicative(Multipliable):
 
 @dataclasses.dataclass(frozen=True)
 class ByDepth(Multipliable):
-  """CaAdam's depth rule: the first layer takes the largest steps, the last unscaled ones.
+  """CaAdam's depth rule: the first layer takes the largest steps, the last takes unscaled steps.
 
       S = (1 + γ)^{(d_m − (1+d))/d_m}
 

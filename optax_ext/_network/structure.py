@@ -133,7 +133,7 @@ class Structure:
 
     - a leaf that is no weight, whose axes are not known, or that has no output axis;
     - an embedding that is looked up, also where a product uses it once more (a tied embedding);
-    - a kernel in groups, depthwise ones too: it is several matrices, and Muon would take it for one;
+    - a kernel in groups, also a depthwise kernel: it is several matrices, and Muon would take it for one;
     - a leaf that `exclude` names, as Muon's authors do with the last layer.
 
     Args:

@@ -18,8 +18,8 @@ class BatchNormLogits(nn.Module):
       z ← γ_C·(z − mean)/√(variance + ε) + shift
 
   Statistics run over all axes but the last. The shift is learned; the scale is constant, so that the optimizer cannot
-  make logits grow. Like `flax.linen.BatchNorm`, it keeps running statistics in the collection `batch_stats`, which must be
-  mutable in training.
+  make logits grow. Like `flax.linen.BatchNorm`, the layer keeps running statistics in the collection `batch_stats`,
+  which must be mutable in training.
 
   Attributes:
     scale: γ_C; the authors take 2.5 for 10 classes and 1 for 100.

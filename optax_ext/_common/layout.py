@@ -1,4 +1,4 @@
-"""One sentence for a state that another optimizer made, in place of `EmptyState has no attribute inner_state`."""
+"""A clear error for a state that another optimizer made, in place of `EmptyState has no attribute inner_state`."""
 
 import warnings
 from collections.abc import Callable

@@ -1,7 +1,7 @@
-"""Random words by a hash of each element's place: few operations, the same in XLA's programs and in kernels.
+"""Random words from a hash of each element's place: few operations, the same in XLA's programs and in kernels.
 
-Neither of jax's kernel compilers for GPUs knows Threefry. In XLA's programs for TPUs Threefry makes a step of split
-weights so long that XLA takes several passes over memory for it.
+Neither of jax's kernel compilers for GPUs knows Threefry. On TPUs Threefry makes a step of split weights so long that
+XLA takes several passes over memory.
 """
 
 import functools

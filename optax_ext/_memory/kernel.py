@@ -1,7 +1,7 @@
-"""A step on stored moments as one kernel, which reads and writes each array once.
+"""One kernel for a step on stored moments: it reads and writes each array once.
 
-XLA reads gradient and codes twice, since codes need the largest moment of a row, and then the parameter, to which it
-adds the update. A block of whole rows on chip has all of that at hand. A float32 parameter with 8-bit moments takes 16
+XLA reads gradient and codes twice, because codes need the largest moment of a row. Then it reads the parameter, to add
+the update. A block of whole rows on chip has all of these at hand. A float32 parameter with 8-bit moments takes 16
 bytes of traffic, where XLA's step takes 22; a bfloat16 one with a bfloat16 gradient 10.
 """
 

@@ -1,4 +1,4 @@
-"""A step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
+"""The step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
 
 import functools
 import math
@@ -106,7 +106,8 @@ def step_in_xla(
   """A step in two passes over memory, of 22 bytes and the scales.
 
   All of it is in the shape of blocks, from before the codes are cast to after the update is applied: XLA fuses no
-  arithmetic across a change of shape, and would write arrays of float32 to memory.
+  arithmetic across a change of shape, and would write arrays of float32 to memory. (`tx.update` on blocks moves 86
+  bytes on v5e, 50 on H100.)
   """
   shape, layout = grad.shape, parts[1][1].shape
   blocks = lambda x: per_block(x, shape) if x.shape == layout else in_blocks(x, layout)
@@ -117,6 +118,7 @@ def step_in_xla(
     return step(numbers, grad, *(kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)))
 
   first = zip(stepped(*old)[1:], old[2:], strict=True)
+  # Maxima go through the barrier, not scales, which would be copied twice (22.63 bytes in place of 22.56).
   largest = [largest_of(moment, scale.shape, codes.dtype) for moment, (codes, scale) in first]
   old, largest = jax.lax.optimization_barrier((old, largest))
   new_weights, *moments = stepped(*old)

@@ -1,4 +1,4 @@
-"""How a leaf's numbers are kept in memory: as they are, or as codes and scales. A step reads and writes each kind."""
+"""The forms in which a leaf is stored: plain, as codes and scales, or in parts. A step reads and writes each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""Blocks of the kernel that steps stored moments on TPUs, where there is one scale for each row of the last axis."""
+"""The TPU kernel for stored moments with one scale for each row of the last axis: its blocks."""
 
 from collections.abc import Sequence
 from typing import Any

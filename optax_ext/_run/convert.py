@@ -15,13 +15,13 @@ Decays = tuple[Scalar, Scalar]
 
 
 def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: Decays, schedules: str = "keep") -> Any:
-  """The state of a new optimizer that goes on where an old one stopped: its moments, its count, its schedules.
+  """Converts the state of one optimizer into another's in mid-run: moments, count, schedules.
 
       m ← m·(1 − β₁'ᵗ)/(1 − β₁ᵗ)     v ← v·(1 − β₂'ᵗ)/(1 − β₂ᵗ)
 
   `optax.adam`, `optax.adamw`, `optax.nadam`, `exadam` and `caadam` store averages that start at 0 and are too small by
-  1 − βᵗ; `adamnx` stores averages that are not. Both βs of an optimizer of the first kind are its b1 and b2; those of
-  `adamnx` are 0, whatever its b1 and b2. Where they agree the moments are copied.
+  the factor 1 − βᵗ; pass their b1 and b2. `adamnx` stores averages of the right size; pass 0 for both, whatever its b1
+  and b2. Where the old and the new β agree the moments are copied.
 
   ===================================  =============================
   optimizer                            decays
@@ -30,14 +30,14 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   adamnx                               (0, 0)
   ===================================  =============================
 
-  Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in its place in `state`, so that wrappers
-  (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Every schedule of
-  `new_state` goes on at the count of the moments before it, or starts again. What else the two chains hold may differ:
-  a weight decay, a mask, a schedule. All else (injected hyperparameters, the counts and the
-  gradients of `MultiSteps`) is what it is in `new_state`.
+  Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in the same place in `state`. So wrappers
+  (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Weight decay, masks
+  and schedules of the two chains may differ. Every schedule of `new_state` goes on at the count of the moments before
+  it, or starts again. Everything else (injected hyperparameters, the counts and the gradients of `MultiSteps`) stays as
+  in `new_state`.
 
-  ND-Adam is not among them: it keeps one second moment for each vector, which cannot be made of, nor made into, one for
-  each weight, and its parameters are unit vectors. Start it anew, from `normalize_vectors`.
+  ND-Adam cannot be converted: it keeps one second moment for each vector, not for each weight, and its parameters are
+  unit vectors. Start it anew, from `normalize_vectors`.
 
   Args:
     state: The state of the old optimizer, after t updates.
@@ -45,7 +45,7 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
     decays: (β₁, β₂) of the averages in `state`.
     new_decays: (β₁', β₂') of the averages in `new_state`.
     schedules: `"keep"` lets schedules (learning rate, weight decay) go on at count t; `"restart"` starts them at 0, for
-      a new warm-up or another cosine. Moments and their bias corrections go on at t all the same.
+      a new warm-up or another cosine. Moments and their bias corrections go on at t in both cases.
 
   Returns:
     A tree like `new_state`, with the same dtypes. It can be computed under `jax.jit`.

@@ -1,4 +1,4 @@
-"""A problem's pure functions from a Flax NNX, Flax linen or Equinox model, as people write these.
+"""Makes the pure functions of a problem from a Flax NNX, Flax linen or Equinox model.
 
 Each function gives the fields `init`, `loss`, `metrics`, `has_state` and `hints` of a `Problem`. The state holds what a
 model changes beside its parameters: batch statistics, counters, random keys. The structure that caadam and nd_adam want

@@ -1,4 +1,4 @@
-"""What is trained: a model's initialisation and loss, what is measured of it, and its data."""
+"""`Problem`: a model's initialisation, loss and metrics, and its data."""
 
 import dataclasses
 import functools
@@ -180,7 +180,7 @@ class Problem:
     batch_size: int,
     **options: Any,
   ) -> "Problem":
-    """A problem of an Equinox model; for the metrics it is in inference mode.
+    """A problem of an Equinox model. Metrics see the model in inference mode.
 
     Args:
       name: Names it in tables and files.
@@ -212,12 +212,12 @@ class Problem:
 
   @property
   def examples(self) -> int:
-    """How many there are for training, without a filler."""
+    """The number of training examples, without a filler."""
     return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in the training data: the complete ones, or with a filler all."""
+    """The number of batches in the training data: all with a filler, otherwise the complete ones."""
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
 
   def start(self, key: jax.Array) -> tuple[Any, Any]:
@@ -238,7 +238,7 @@ class Problem:
 
 
 def batches(problem: Problem, seed: int, first_step: int, steps: int) -> np.ndarray:
-  """Which training examples are in which batch: int32, (steps, batch_size).
+  """Indices of the training examples in each batch: int32, (steps, batch_size).
 
   Each epoch is a permutation that depends on the seed and the epoch, and on nothing else.
   """

@@ -41,7 +41,7 @@ nitpick_ignore_regex = [(r"py:.*", r"(?s)(?!optax_ext\.((compare|linen|nnx)\.)?\
 default_role = "py:obj"
 
 autodoc_member_order = "bysource"
-autodoc_typehints_format = "short"
+autodoc_typehints = "none"  # the arguments' descriptions say it in words
 autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
@@ -69,6 +69,8 @@ sphinx_gallery_conf = {
 
 html_theme = "sphinx_book_theme"
 html_title = "optax_ext"
+html_favicon = "_static/favicon.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's system
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_theme_options = {
@@ -76,6 +78,7 @@ html_theme_options = {
   "use_download_button": False,
   "use_fullscreen_button": False,
   "home_page_in_toc": True,
+  "navbar_persistent": [],  # the sidebar has the search
 }
 html_copy_source = False
 html_show_sourcelink = False

@@ -14,8 +14,8 @@ TITLES = {
   "compose": "Optimizers made of pieces",
   "digits": "What the examples share",
   "structure": "The layers of a ResNet and of a GPT",
-  "train_digits": "Nine optimizers in Flax NNX",
-  "train_digits_linen": "Nine optimizers in Flax linen",
+  "train_digits": "Optimizers side by side in Flax NNX",
+  "train_digits_linen": "Optimizers side by side in Flax linen",
   "train_sharded": "Sharded training that restarts",
 }
 OUT = pathlib.Path(tempfile.mkdtemp())

@@ -59,7 +59,7 @@ def test_page_is_whole_and_fits(driver, address, page):
   driver.execute_script("for (const image of document.images) image.loading = 'eager'")
   driver.set_script_timeout(30)
   driver.execute_async_script("Promise.allSettled([...document.images].map(i => i.decode())).then(arguments[0])")
-  assert driver.find_element("css selector", "h1").text
+  assert driver.find_element("css selector", "article h1").text
   assert not broken_pictures(driver)
   assert not complaints(driver)
   assert driver.execute_script("return document.documentElement.scrollWidth <= innerWidth"), "wider than the screen"

@@ -45,6 +45,7 @@ autodoc_typehints = "none"  # the arguments' descriptions say it in words
 autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
+napoleon_attr_annotations = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 maximum_signature_line_length = 80

@@ -6,8 +6,9 @@ from typing import Any
 
 import optax  # pyright: ignore[reportMissingTypeStubs]
 
-from optax_ext._common.arguments import Scalar, check_number, check_rate, is_concrete
+from optax_ext._common.arguments import Scalar, check_number, check_order, check_rate, is_concrete
 from optax_ext._common.dtypes import cast_updates
+from optax_ext._common.injection import not_schedules, unboxed
 from optax_ext._common.mesh import AxisName
 from optax_ext._memory.rounding import Stochastic
 from optax_ext._moments.debias import cross_moment, standard
@@ -26,6 +27,7 @@ from optax_ext._sphere.spec import Spec
 Mask = Any | Callable[[optax.Params], Any] | None
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def exadam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -93,6 +95,7 @@ def exadam(
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("exadam", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -112,6 +115,7 @@ def exadam(
   )
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def adamnx(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -174,6 +178,7 @@ def adamnx(
   """
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
+  check_order("adamnx", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -191,6 +196,7 @@ def adamnx(
   )
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def caadam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -256,6 +262,7 @@ def caadam(
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("caadam", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -274,6 +281,7 @@ def caadam(
   )
 
 
+@not_schedules("axes", "axis_name", "mu_dtype", "nu_dtype")
 def nd_adam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -373,6 +381,8 @@ def nd_adam(
   check_rate("vector_learning_rate", vector_learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("nd_adam", learning_rate, b1, b2)
+  axes, axis_name = unboxed(axes), unboxed(axis_name)
   check_structure(structure)
   if axes is not None and structure is not None:
     raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
@@ -407,7 +417,7 @@ def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTr
   """Decoupled weight decay. Without any (0 and no mask) the state is the same, and no parameters are needed."""
   check_rate("weight_decay", weight_decay)
   none = mask is None and is_concrete(weight_decay) and weight_decay == 0
-  return optax.identity() if none else optax.add_decayed_weights(weight_decay, mask)
+  return optax.identity() if none else optax.add_decayed_weights(weight_decay, unboxed(mask))
 
 
 def _times(factor: float, rate: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:

@@ -2,10 +2,10 @@
 
     python benchmarks/papers/thin.py [--results FOLDER]
 
-Of each finished comparison the reporting runs stay, at their first, best and last evaluation, with the training loss and
-the metric that decides; `runs.csv` has the last and the best values of the tuning runs, too. The test at equal training
-loss needs every evaluation of its runs. The pictures that no page shows go. A thinned folder still makes the same report,
-and no comparison can go on in it: tuning would begin anew.
+Of each finished comparison the reporting runs stay, at their first, best and last evaluation, with the training loss
+and the metric that decides; `runs.csv` has a row for every tuning run, too. The test at equal training loss needs every
+evaluation of its runs. The pictures that no page shows go. A thinned folder still makes the same report, and no
+comparison can go on in it: tuning would begin anew.
 """
 
 import argparse
@@ -44,8 +44,9 @@ def main(arguments: list[str] | None = None) -> None:
 
 def thinned(result: Result, points: int | None) -> Result:
   """A run at some of its evaluations, without the curves that the report does not read."""
-  names = [name for name in result.curves if name != "scale" and not name.endswith("/loss")] or list(result.curves)
-  curves = {name: result.curves[name] for name in ("train/loss", *names) if name != "scale"}
+  decides = [name for name in result.curves if name != "scale" and not name.endswith("/loss")]
+  unread = {"scale", "test/loss", "validation/loss"} if decides else {"scale"}
+  curves = {name: values for name, values in result.curves.items() if name not in unread}
   result = dataclasses.replace(result, curves=curves)
   return result.thinned(points) if points else result
 

@@ -64,7 +64,8 @@ def exadam(
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by the logarithm.
     mask: What the decay applies to, as in `optax.adamw`.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
@@ -75,7 +76,11 @@ def exadam(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init); gradients,
+      state and parameters do not match (at update).
+
+  Warns:
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -148,7 +153,8 @@ def adamnx(
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled.
     mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
@@ -158,7 +164,11 @@ def adamnx(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init); gradients,
+      state and parameters do not match (at update).
+
+  Warns:
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -232,7 +242,8 @@ def caadam(
     mask: What the decay applies to, as in `optax.adamw`.
     rule: Makes S of the structure, or is S: a tree of numbers like the parameters. `Multiplicative()` by default.
     structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
 
   Returns:
@@ -244,7 +255,8 @@ def caadam(
       there is weight decay (at update).
 
   Warns:
-    UserWarning: at init, as `scale_by_structure`.
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`; at init, as
+      `scale_by_structure`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -332,7 +344,8 @@ def nd_adam(
       `structure`.
     structure: Facts about the network. The vectors are those of all weights, along their contracting axes. By default
       `structure_from_params` of the parameters that the optimizer sees.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 vector of n elements
+      has 2 + 4/n bytes of state for each.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
     rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
@@ -349,7 +362,7 @@ def nd_adam(
       structure does not match the parameters; `params` is missing (at update).
 
   Warns:
-    UserWarning: at init,
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`; at init,
 
       - when there are leaves and none holds vectors, so that all take Adam's step: inside `optax.flatten`, and where
         `optax.masked` or `optax.partition` show it biases alone;

@@ -30,7 +30,8 @@ EVERYTHING = ""
 # The lower bounds of pyproject.toml, and what the tests need beside them.
 LOWEST = [
   *("jax==0.7.1", "jaxlib==0.7.1", "optax==0.2.7", "flax==0.12.0", "orbax-checkpoint==0.12.0"),
-  *("equinox", "flatbuffers", "hypothesis", "matplotlib", "pytest>=8", "pytest-xdist", "rich", "scikit-learn", "scipy"),
+  *("chex", "equinox", "flatbuffers", "hypothesis", "matplotlib"),
+  *("pytest>=8", "pytest-xdist", "rich", "scikit-learn", "scipy"),
 ]
 
 

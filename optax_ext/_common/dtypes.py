@@ -14,7 +14,7 @@ import optax
 
 from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import hides_leaves, map_with_paths
 
 
 def leaf_dtype(leaf: Any) -> jnp.dtype:
@@ -100,11 +100,11 @@ def check_rounding(rounding: Any) -> None:
 
 
 def warn_if_exact(mu: Any, nu: Any) -> None:
-  """Warns if a way to round is given and no moment is narrower than the arithmetic."""
-  dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves((mu, nu))}
-  if dtypes and "bfloat16" not in dtypes:
+  """Warns if a way to round is given and there is nothing to round. What `optax.masked` hides may be narrower."""
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves((mu, nu))}
+  if dtypes and all(dtype.itemsize >= 4 for dtype in dtypes) and not hides_leaves(mu):
     warnings.warn(
-      f"rounding has no effect, because moments are stored in {', '.join(sorted(dtypes))}: give mu_dtype and nu_dtype, "
+      f"rounding has no effect, because moments are stored in {', '.join(sorted(map(str, dtypes)))}: give mu_dtype and nu_dtype, "
       "jnp.bfloat16 say.",
       stacklevel=3,
     )

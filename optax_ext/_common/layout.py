@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from optax_ext._common.paths import boxes, listed, named_leaves
+from optax_ext._common.paths import boxes, listed, named_leaves, natural_key
 
 
 def with_layout_errors(
@@ -48,7 +48,7 @@ def _difference_of_leaves(tree: Any, wanted: Any) -> str:
     parts.append(f"they have nothing for {listed(missing)}")
   if unknown := got.keys() - wanted.keys():
     parts.append(f"they also have {listed(unknown)}")
-  for path in () if parts else wanted.keys() - set(hidden):
+  for path in () if parts else sorted(wanted.keys() - set(hidden), key=natural_key):
     shapes = [getattr(leaves[path], "shape", ()) for leaves in (got, wanted)]
     if shapes[0] != shapes[1]:
       return f"{path!r} has shape {shapes[0]} there and {shapes[1]} here"

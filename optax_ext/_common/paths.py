@@ -162,14 +162,23 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
 
 def warn_unmatched(expression: re.Pattern[str], tree: Any) -> None:
   """Warns if an expression is found in no path of a whole tree: a slip of the pen makes an empty group."""
-  nodes = named_leaves(tree, lambda node: node is None or isinstance(node, optax.MaskedNode))
-  whole = not any(isinstance(node, optax.MaskedNode) for _, node in nodes)  # what is hidden may match
+  nodes = named_leaves(tree, _is_none)
+  whole = not hides_leaves(tree)  # what is hidden may match
   if whole and any(node is not None for _, node in nodes) and not any(expression.search(path) for path, _ in nodes):
     warnings.warn(
       f"The regular expression {expression.pattern!r} is found in no path of the tree, whose leaves are "
       f"{listed(path for path, _ in nodes)}: correct it.",
       stacklevel=3,
     )
+
+
+def hides_leaves(tree: Any) -> bool:
+  """Whether `optax.masked` or `optax.partition` shows a part of a tree only."""
+  return any(isinstance(node, optax.MaskedNode) for node in jax.tree.leaves(tree, is_leaf=_is_masked))
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

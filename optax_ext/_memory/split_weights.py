@@ -12,7 +12,7 @@ import optax
 from optax_ext._common.applied import Applied, StoredWeight, Widening
 from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import by_path, described, field, map_with_paths
+from optax_ext._common.paths import by_path, described, field, hides_leaves, map_with_paths
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._memory.hashes import hashes, places_of
 from optax_ext._memory.residuals import (
@@ -180,7 +180,7 @@ class Stored(NamedTuple):
 
 def _warn_if_none_is_narrow(params: Any) -> None:
   leaves = jax.tree.leaves(params)
-  if leaves and not any(map(is_narrow, leaves)):
+  if leaves and not any(map(is_narrow, leaves)) and not hides_leaves(params):
     warnings.warn(
       f"split_weights splits no parameter, because none of these has 16 bits: {described(params)}. Make the model's "
       "weights bfloat16.",

@@ -103,9 +103,9 @@ def warn_if_exact(mu: Any, nu: Any) -> None:
   """Warns if a way to round is given and there is nothing to round. What `optax.masked` hides may be narrower."""
   dtypes = {leaf.dtype for leaf in jax.tree.leaves((mu, nu))}
   if dtypes and all(dtype.itemsize >= 4 for dtype in dtypes) and not hides_leaves(mu):
+    stored = ", ".join(sorted(map(str, dtypes)))
     warnings.warn(
-      f"rounding has no effect, because moments are stored in {', '.join(sorted(map(str, dtypes)))}: give mu_dtype and nu_dtype, "
-      "jnp.bfloat16 say.",
+      f"rounding has no effect, because moments are stored in {stored}: give mu_dtype and nu_dtype, jnp.bfloat16 say.",
       stacklevel=3,
     )
 

@@ -233,9 +233,45 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("name", WRONG)
+DATA = {"x": np.zeros((8, 4), np.float32)}
+COMPARED = {
+  "a built optimizer": (
+    lambda: compare.Optimizer("mine", TX),
+    "^The optimizer 'mine' must be a function of the learning",
+  ),
+  "a name that is none": (
+    lambda: compare.Optimizer(ox.adamnx, "mine"),
+    "^name must be a string, but was the function ad",
+  ),
+  "a range of words": (lambda: compare.Range("low", 1), "^low must be a number in"),
+  "a model that is made": (
+    lambda: problem(MODEL),
+    r"^build must be a function that makes the model, build\(rngs\), but",
+  ),
+  "a builder without rngs": (
+    lambda: problem(lambda: MODEL),
+    r"^build must be a function of \(rngs\), but was the functio",
+  ),
+  "a metric alone": (
+    lambda: problem(lambda rngs: MODEL).metrics_of(*STATE, DATA),
+    "^metrics must return a dict from names",
+  ),
+  "a list of functions": (
+    lambda: compare.compare(problem(lambda rngs: MODEL), [ox.adamnx], compare.Protocol(2, 1)),
+    '^An optimizer must be .* but one was the function adamnx: give a dict .* as {"mine": optax_ext.adamnx}',
+  ),
+}
+STATE = nnx.split(MODEL, nnx.Param, ...)[1:]
+
+
+def problem(build):
+  loss = metrics = lambda model, data: model(data["x"]).mean()
+  return compare.Problem.from_nnx("p", build, loss, metrics, DATA, DATA, DATA, batch_size=2, metric="loss")
+
+
+@pytest.mark.parametrize("name", WRONG | COMPARED)
 def test_things_in_the_wrong_place(name):
-  use, says = WRONG[name]
+  use, says = (WRONG | COMPARED)[name]
   with pytest.raises(TypeError, match=says):
     use()
 

@@ -39,6 +39,8 @@ def shown(value: Any) -> str:
     return f"an array of shape {value.shape}"
   if arrays := count_arrays(value):
     return f"a {kind} of {arrays} array{'s' * (arrays > 1)}"
+  if all(hasattr(value, method) for method in ("init", "update")):
+    return "a transformation that is built already"
   text = repr(value)
   return text if len(text) <= 80 and "\n" not in text else f"a {kind}"
 

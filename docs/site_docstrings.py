@@ -38,7 +38,7 @@ def defining_module(name):
   """The private module from which the package imports a public name."""
   tree = ast.parse(pathlib.Path(optax_ext.__file__).read_text(encoding="utf-8"))
   imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-  return next(node.module for node in imports if name in {alias.name for alias in node.names})
+  return str(next(node.module for node in imports if name in {alias.name for alias in node.names}))
 
 
 def words_after(name):

@@ -6,8 +6,9 @@ from typing import Any
 
 import optax  # pyright: ignore[reportMissingTypeStubs]
 
-from optax_ext._common.arguments import Scalar, check_number, check_rate, is_concrete
+from optax_ext._common.arguments import Scalar, check_number, check_order, check_rate, is_concrete
 from optax_ext._common.dtypes import cast_updates
+from optax_ext._common.injection import not_schedules, unboxed
 from optax_ext._common.mesh import AxisName
 from optax_ext._memory.rounding import Stochastic
 from optax_ext._moments.debias import cross_moment, standard
@@ -26,6 +27,7 @@ from optax_ext._sphere.spec import Spec
 Mask = Any | Callable[[optax.Params], Any] | None
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def exadam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -62,7 +64,8 @@ def exadam(
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled, and not multiplied by the logarithm.
     mask: What the decay applies to, as in `optax.adamw`.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
     rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
@@ -73,7 +76,11 @@ def exadam(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init); gradients,
+      state and parameters do not match (at update).
+
+  Warns:
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -93,6 +100,7 @@ def exadam(
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("exadam", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -112,6 +120,7 @@ def exadam(
   )
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def adamnx(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -144,7 +153,8 @@ def adamnx(
     mu_dtype: Stores m; by default the parameters' dtype.
     weight_decay: λ ≥ 0, a number or a schedule; decoupled.
     mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
@@ -154,7 +164,11 @@ def adamnx(
 
   Raises:
     TypeError, ValueError: an argument is not as above; a parameter is not of floating or complex numbers (at init);
-      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init).
+      `params` is missing (at update, where there is weight decay); two leaves have the same path (at init); gradients,
+      state and parameters do not match (at update).
+
+  Warns:
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -174,6 +188,7 @@ def adamnx(
   """
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
+  check_order("adamnx", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -191,6 +206,7 @@ def adamnx(
   )
 
 
+@not_schedules("mask", "mu_dtype", "nu_dtype")
 def caadam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -226,7 +242,8 @@ def caadam(
     mask: What the decay applies to, as in `optax.adamw`.
     rule: Makes S of the structure, or is S: a tree of numbers like the parameters. `Multiplicative()` by default.
     structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
+      bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
 
   Returns:
@@ -238,7 +255,8 @@ def caadam(
       there is weight decay (at update).
 
   Warns:
-    UserWarning: at init, as `scale_by_structure`.
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`; at init, as
+      `scale_by_structure`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -256,6 +274,7 @@ def caadam(
   check_rate("learning_rate", learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("caadam", learning_rate, b1, b2)
   return cast_updates(
     optax.chain(
       scale_by_moments(
@@ -274,6 +293,7 @@ def caadam(
   )
 
 
+@not_schedules("axes", "axis_name", "mu_dtype", "nu_dtype")
 def nd_adam(
   learning_rate: optax.ScalarOrSchedule,
   b1: Scalar = 0.9,
@@ -324,7 +344,8 @@ def nd_adam(
       `structure`.
     structure: Facts about the network. The vectors are those of all weights, along their contracting axes. By default
       `structure_from_params` of the parameters that the optimizer sees.
-    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype.
+    nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 vector of n elements
+      has 2 + 4/n bytes of state for each.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
     rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
@@ -341,7 +362,7 @@ def nd_adam(
       structure does not match the parameters; `params` is missing (at update).
 
   Warns:
-    UserWarning: at init,
+    UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`; at init,
 
       - when there are leaves but no vectors, so that all leaves take Adam's step: inside `optax.flatten`, and where
         `optax.masked` or `optax.partition` show nd_adam biases alone;
@@ -373,6 +394,8 @@ def nd_adam(
   check_rate("vector_learning_rate", vector_learning_rate)
   check_number("b1", b1, "[0, 1)")
   check_number("b2", b2, "[0, 1)")
+  check_order("nd_adam", learning_rate, b1, b2)
+  axes, axis_name = unboxed(axes), unboxed(axis_name)
   check_structure(structure)
   if axes is not None and structure is not None:
     raise ValueError("Both axes and structure were given, and each of them says which vectors to normalise: give one.")
@@ -407,7 +430,7 @@ def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTr
   """Decoupled weight decay. Without any (0 and no mask) the state is the same, and no parameters are needed."""
   check_rate("weight_decay", weight_decay)
   none = mask is None and is_concrete(weight_decay) and weight_decay == 0
-  return optax.identity() if none else optax.add_decayed_weights(weight_decay, mask)
+  return optax.identity() if none else optax.add_decayed_weights(weight_decay, unboxed(mask))
 
 
 def _times(factor: float, rate: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:

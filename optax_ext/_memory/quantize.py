@@ -11,6 +11,7 @@ import optax
 from jax.tree_util import tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
+from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
@@ -127,12 +128,13 @@ def quantize_state(
   References:
     Dettmers et al., `8-bit Optimizers via Block-wise Quantization <https://arxiv.org/abs/2110.02861>`_, 2022
   """
+  check_transformation("tx", tx)
   kinds = _kinds(signed, unsigned)
   _check_positive("min_size", min_size)
   if block is not None:
     _check_positive("block", block)
   if axis is not None and (not isinstance(axis, int) or axis >= 0):
-    raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {axis!r}.")
+    raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {shown(axis)}.")
   if kernel not in (None, "xla", "pallas"):
     raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
   check_rounding(rounding)
@@ -392,7 +394,7 @@ def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:
   """The dtype of the codes of each field."""
   for name, fields in (("signed", signed), ("unsigned", unsigned)):
     if isinstance(fields, str) or not all(isinstance(field, str) for field in fields):
-      raise TypeError(f"{name} must be a list or tuple of names of fields, but was {fields!r}.")
+      raise TypeError(f"{name} must be a list or tuple of names of fields, but was {shown(fields)}.")
   if both := set(signed) & set(unsigned):
     raise ValueError(f"The field {min(both)!r} is named both in signed and in unsigned.")
   return dict.fromkeys(signed, jnp.int8) | dict.fromkeys(unsigned, jnp.uint8)
@@ -400,4 +402,4 @@ def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:
 
 def _check_positive(name: str, value: Any) -> None:
   if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    raise ValueError(f"{name} must be a positive int, but was {value!r}.")
+    raise ValueError(f"{name} must be a positive int, but was {shown(value)}.")

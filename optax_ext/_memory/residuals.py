@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._memory.two_parts import NARROW, RESIDUALS, joined
 
 TAKEN_IN = "take the weights in: split(join_weights(params, state), params, tx.init(params))."
@@ -68,8 +68,10 @@ def check_residuals(residual: Any, params: Any, bits: int) -> None:
       )
     check_residual_shape(path, param, rest)
 
-  if residual is not None:
-    map_with_paths(check, params, residual)
+  known = by_path(residual, lambda node: node is None)
+  for path, param in by_path(params).items():
+    if path in known:  # else the state is of other parameters, and the step fails
+      check(path, param, known[path])
 
 
 def check_residual_shape(path: str, param: Any, rest: Any) -> None:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_ext._common.arguments import shown
 from optax_ext._common.dtypes import Rounding, Storing, store, to_nearest
 from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, split_axes
 
@@ -38,7 +39,7 @@ class Stochastic(Rounding):
 
   def __post_init__(self) -> None:
     if not isinstance(self.seed, numbers.Integral) or isinstance(self.seed, bool) or not 0 <= self.seed < 2**32:
-      raise TypeError(f"seed must be an int in [0, 2³²), but was {self.seed!r}.")
+      raise TypeError(f"seed must be an int in [0, 2³²), but was {shown(self.seed)}.")
 
   def at(self, t: Any) -> Storing:
     """How the moments of step t are rounded."""

@@ -1,6 +1,7 @@
 """Split weights: bfloat16 for the model, a residual in the optimizer's state, float32 for the optimizer."""
 
 import functools
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -9,9 +10,10 @@ import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
+from optax_ext._common.arguments import check_transformation
 from optax_ext._common.dtypes import check_rounding
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import by_path, field, map_with_paths
+from optax_ext._common.paths import by_path, described, field, hides_leaves, map_with_paths
 from optax_ext._common.retrace import once_per_shape
 from optax_ext._memory.hashes import hashes, places_of
 from optax_ext._memory.residuals import (
@@ -80,6 +82,9 @@ def split_weights(
     ValueError: `bits` is not 16, 24 or 32, or is 16 without stochastic rounding; at init, when two leaves have the same
       path; at update, when `params` is missing or in other dtypes than at init, or the state has other bits.
 
+  Warns:
+    UserWarning: at init, when no parameter is bfloat16 or float16.
+
   Example:
     A hundred steps of one thousandth of a weight's last place:
 
@@ -100,6 +105,7 @@ def split_weights(
     Gonzalez Ortiz et al., `FlashOptim: Optimizers for Memory-Efficient Training <https://arxiv.org/abs/2602.23349>`_,
     2026, who round the residual to the nearest
   """
+  check_transformation("tx", tx)
   if not isinstance(bits, int | np.integer) or bits not in RESIDUALS:
     raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}.")
   check_rounding(rounding)
@@ -113,6 +119,7 @@ def split_weights(
   def init(params: Any) -> SplitWeightsState:
     by_path(params)  # raises if two leaves share a path, and so their random bits
     map_with_paths(check_weight, params)
+    _warn_if_none_is_narrow(params)
     residual = jax.tree.map(functools.partial(first_residual, RESIDUALS[bits]), params) if bits > 16 else None
     return SplitWeightsState(jnp.zeros([], jnp.int32), residual, tx.init(joined_weights(params, residual)))
 
@@ -169,6 +176,16 @@ class Stored(NamedTuple):
 
   update: Any
   residual: Any
+
+
+def _warn_if_none_is_narrow(params: Any) -> None:
+  leaves = jax.tree.leaves(params)
+  if leaves and not any(map(is_narrow, leaves)) and not hides_leaves(params):
+    warnings.warn(
+      f"split_weights splits no parameter, because none of these has 16 bits: {described(params)}. Make the model's "
+      "weights bfloat16.",
+      stacklevel=3,
+    )
 
 
 def _widened(updates: Any, params: Any, weights: Any, tx: optax.GradientTransformation) -> Any:

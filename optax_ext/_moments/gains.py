@@ -27,6 +27,7 @@ A **schedule** is optax's: it maps the count of steps made, which starts at 0, t
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,9 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
   Raises:
     TypeError, ValueError: `b2` is not a number in (0, ∞).
 
+  Warns:
+    UserWarning: `b2` is 0.5 or more, as a decay rate is.
+
   Example:
     >>> print([f"{float(adax_gain(1e-4)(t)):.3g}" for t in (1, 2, 10_000, 100_000)])
     ['1', '0.5', '5.82e-05', '4.54e-09']
@@ -187,6 +191,10 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
     2020
   """
   check_number("b2", b2, "(0, inf)")
+  if is_concrete(b2) and b2 >= 0.5:
+    warnings.warn(
+      f"adax_gain has b2={b2}, a decay rate by its size: its b2 is a growth rate, such as 1e-4.", stacklevel=2
+    )
 
   def growth() -> TwoFloats:
     return two_floats.split(-math.log1p(b2)) if is_concrete(b2) else _minus_log1p(_positive(b2))

@@ -16,6 +16,7 @@ from optax_ext._common.dtypes import (
   real_dtype,
   square_dtype,
   to_nearest,
+  warn_if_exact,
 )
 from optax_ext._common.paths import by_path, field, map_with_paths
 from optax_ext._common.retrace import once_per_shape
@@ -66,6 +67,9 @@ def scale_by_moments(
       named.
     ValueError: at init, when two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
 
+  Warns:
+    UserWarning: at init, when `rounding` is given and no moment is stored in bfloat16.
+
   Example:
     Adam with AdamNX's second-moment decay:
 
@@ -87,11 +91,11 @@ def scale_by_moments(
   """
   debias = (lambda t: lambda moments: moments) if debias is None else debias
   ratio = adam_ratio() if ratio is None else ratio
-  check_function("mean_gain", mean_gain, "constant_gain(0.9)")
-  check_function("square_gain", square_gain, "constant_gain(0.999)")
-  check_function("debias", debias, "standard()")
-  check_function("ratio", ratio, "adam_ratio()")
-  check_function("square", square, "per_vector(axes)")
+  check_function("mean_gain", mean_gain, "constant_gain(0.9)", "t")
+  check_function("square_gain", square_gain, "constant_gain(0.999)", "t")
+  check_function("debias", debias, "standard()", "t")
+  check_function("ratio", ratio, "adam_ratio()", "moments")
+  check_function("square", square, "per_vector(axes)", "path", "grad")
   check_dtype("mu_dtype", mu_dtype, jnp.inexact)
   check_dtype("nu_dtype", nu_dtype)
   check_rounding(rounding)
@@ -109,6 +113,8 @@ def scale_by_moments(
       return square(path, jnp.zeros_like(leaf, dtype=arithmetic_dtype(leaf))).astype(square_dtype(leaf, nu_dtype))
 
     mu, nu = map_with_paths(zero_mean, params), map_with_paths(zero_square, params)
+    if rounding:
+      warn_if_exact(mu, nu)
     return optax.ScaleByAdamState(count=jnp.zeros([], jnp.int32), mu=mu, nu=nu)
 
   def update(updates: optax.Updates, state: Any, params: optax.Params | None = None) -> tuple[optax.Updates, Any]:

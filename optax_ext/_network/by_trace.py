@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from optax_ext._common.arguments import module_of_flax, shown
 from optax_ext._common.dtypes import is_array
 from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._network.by_name import guess
@@ -43,6 +44,7 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
     A `Structure`, whose facts are a tree like `params`; `None` for leaves that are no arrays.
 
   Raises:
+    TypeError: `apply_fn` is no function, or a module of Flax.
     ValueError: `params` has no array; `apply_fn` returns a tree like `params`, so that it computes a gradient or a
       training step.
 
@@ -64,6 +66,14 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
   """
   from optax_ext._network.jaxpr.model import read_model  # here, for the time of `import optax_ext`
 
+  if not callable(apply_fn):
+    raise TypeError(f"apply_fn must be a function of the parameters and the inputs, but was {shown(apply_fn)}.")
+  if package := module_of_flax(apply_fn):
+    call = {"linen": "model.apply, variables"}.get(package, f"{type(apply_fn).__name__}.__call__, model")
+    raise TypeError(
+      "apply_fn must be a function of the parameters and the inputs, but was a model: call "
+      f"structure_from_model({call}, *inputs)."
+    )
   arrays = {path: leaf for path, leaf in by_path(params).items() if is_array(leaf)}
   if not arrays:
     raise ValueError(

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from optax_ext._common.arguments import check_expression, check_number
+from optax_ext._common.arguments import check_expression, check_number, shown
 from optax_ext._common.paths import warn_unmatched
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.scales import is_rule
@@ -68,7 +68,7 @@ class Product(Multipliable):
   def __post_init__(self) -> None:
     for name in ("first", "second"):
       if not is_rule(rule := getattr(self, name)):
-        raise TypeError(f"{name} must be a rule, as Additive() or ByDepth(), but was {rule!r}.")
+        raise TypeError(f"{name} must be a rule, as Additive() or ByDepth(), but was {shown(rule)}.")
 
   def scales(self, structure: Structure) -> Any:
     """S₁·S₂ of every leaf."""
@@ -239,7 +239,7 @@ class ByPath(Multipliable):
 
   def __post_init__(self) -> None:
     if not isinstance(self.factors, Mapping) or not all(isinstance(expression, str) for expression in self.factors):
-      raise TypeError(f"factors must be a dict from regular expressions to numbers, but was {self.factors!r}.")
+      raise TypeError(f"factors must be a dict from regular expressions to numbers, but was {shown(self.factors)}.")
     for expression, factor in self.factors.items():
       check_number(f"factors[{expression!r}]", factor, "[0, inf)")
       check_expression("factors", expression)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_ext._common.arguments import count_arrays, shown
 from optax_ext._common.dtypes import arithmetic_dtype, is_array, is_numeric, real_dtype
 from optax_ext._common.paths import check_no_count, check_paths, described, map_with_paths, mask_paths
 from optax_ext._network.by_name import guess
@@ -120,6 +121,11 @@ def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
     {'bias': False, 'kernel': True, 'norm': {'scale': False}}
     >>> tx = optax.adamw(1e-3, mask=decay_mask())
   """
+  if count_arrays(structure):
+    raise TypeError(
+      f"decay_mask takes a Structure or nothing, but was given {shown(structure)}: a mask is what it returns, "
+      "mask=decay_mask() with brackets."
+    )
   check_structure(structure)
 
   def decays(facts: LeafFacts) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from optax_ext._common.arguments import shown
 from optax_ext._common.paths import check_paths, listed, map_with_paths
 from optax_ext._network.facts import LeafFacts, check_shape
 from optax_ext._network.rules import Multipliable
@@ -117,6 +118,7 @@ def rescale_init(params: Any, structure: Structure, base: Structure) -> Any:
     A tree like `params`, in the same dtypes.
 
   Raises:
+    TypeError: `structure` or `base` is no `Structure`.
     ValueError: the structures do not match each other, or the parameters.
 
   Example:
@@ -174,8 +176,12 @@ def growths(structure: Structure, base: Structure) -> dict[str, Growth]:
   """Path of a leaf -> how it grows from the base model to this one.
 
   Raises:
+    TypeError: one of them is no `Structure`.
     ValueError: the two are not the same model at two widths.
   """
+  for name, given in ("structure", structure), ("base", base):
+    if not isinstance(given, Structure):
+      raise TypeError(f"{name} must be a Structure, as structure_from_model returns it, but was {shown(given)}.")
   mine, theirs = structure.by_path(), base.by_path()
   _check_same_model(structure, base, mine, theirs)
   return {path: _growth(facts, theirs[path]) for path, facts in mine.items()}

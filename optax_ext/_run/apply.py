@@ -12,6 +12,7 @@ from typing import Any
 import optax
 
 from optax_ext._common.applied import applied
+from optax_ext._common.arguments import check_transformation
 
 
 def update_and_apply(
@@ -34,7 +35,7 @@ def update_and_apply(
     The new parameters, in the dtypes of the old, and the new state. A parameter stays where its gradient is `None`.
 
   Raises:
-    TypeError: something computes with the update of a leaf whose kernel has applied it.
+    TypeError: `tx` is no transformation; something computes with the update of a leaf whose kernel has applied it.
 
   Example:
     >>> import jax.numpy as jnp
@@ -43,6 +44,7 @@ def update_and_apply(
     >>> print(params)
     [0.8 1.6]
   """
+  check_transformation("tx", tx)
   asked = {"return_applied": True} if isinstance(tx, optax.GradientTransformationExtraArgs) else {}
   try:
     updates, new_state = tx.update(grads, state, params, **extra_args | asked)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from optax_ext._common.arguments import Scalar, check_number, is_concrete
+from optax_ext._common.arguments import Scalar, check_number, is_concrete, shown
 from optax_ext._common.dtypes import arithmetic_dtype
 from optax_ext._common.paths import by_path, check_paths, map_with_paths
 from optax_ext._moments.gains import one_minus_decay_power
@@ -78,7 +78,7 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   """
   for name, pair in ("decays", decays), ("new_decays", new_decays):
     if not isinstance(pair, tuple) or len(pair) != 2:
-      raise TypeError(f"{name} must be a tuple of two numbers (b1, b2), but was {pair!r}.")
+      raise TypeError(f"{name} must be a tuple of two numbers (b1, b2), but was {shown(pair)}.")
     for i, b in enumerate(pair):
       check_number(f"{name}[{i}]", b, "[0, 1)")
   if schedules not in ("keep", "restart"):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from optax_ext._common.arguments import shown
 from optax_ext._common.paths import by_path, check_paths, map_with_paths
 
 
@@ -102,7 +103,7 @@ def _for_each(shardings: Any, params: Any) -> Any:
     if sharding is not None and not isinstance(sharding, NamedSharding):
       raise TypeError(
         f"The sharding of {repr(path) if path else 'the parameters'} must be a jax.sharding.NamedSharding, which says "
-        f"how a mesh splits each axis, but was {sharding!r}."
+        f"how a mesh splits each axis, but was {shown(sharding)}."
       )
 
   map_with_paths(check, shardings)

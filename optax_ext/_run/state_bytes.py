@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from jax.tree_util import KeyPath, tree_flatten_with_path
 
-from optax_ext._common.paths import innermost_field, natural_key, path_string
+from optax_ext._common.arguments import shown
+from optax_ext._common.dtypes import is_numeric
+from optax_ext._common.paths import innermost_field, named_leaves, natural_key, path_string
 from optax_ext._common.tables import aligned
 
 SHARED = "(all)"  # in place of a leaf's path: counts, random keys, injected hyperparameters
@@ -95,6 +97,9 @@ def state_bytes(tx: Any, params: Any) -> StateBytes:
     moments of every optimizer. All other arrays count as `"(all)"`. On a mesh these are the bytes of all devices
     together.
 
+  Raises:
+    TypeError: `tx` has no `init`, or a leaf of `params` is no array.
+
   Example:
     >>> import optax
     >>> from optax_ext import quantize_state
@@ -108,6 +113,11 @@ def state_bytes(tx: Any, params: Any) -> StateBytes:
     total       4  33,280  33,280  2,056  68,620
     2.09 bytes of state for each of 32,896 parameters
   """
+  if not callable(getattr(tx, "init", None)):
+    raise TypeError(f"tx must be an optax transformation, such as optax.adam(1e-3), but was {shown(tx)}.")
+  for path, leaf in named_leaves(params):
+    if not is_numeric(leaf):
+      raise TypeError(f"params must be a tree of arrays, but its leaf {path!r} is {shown(leaf)}.")
   abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), params)
   leaves = tree_flatten_with_path(abstract)[0]
   known = {path: leaf.ndim for path, leaf in leaves}

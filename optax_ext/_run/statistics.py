@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.tree_util import tree_map_with_path
 
+from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, real_dtype, store
 from optax_ext._common.paths import by_path, check_paths, is_box, listed, map_with_paths, named_leaves, path_string
 from optax_ext._common.retrace import once_per_shape
@@ -107,13 +108,10 @@ def layer_statistics(
     gradient_zeros 0.0000
     angle          0.0997
   """
-  if not (inner is None or all(callable(getattr(inner, name, None)) for name in ("init", "update"))):
-    raise TypeError(
-      "inner must be an optax transformation, such as optax.adam(1e-3), or None for a link of a chain, but was "
-      f"{inner!r}."
-    )
+  if inner is not None:
+    check_transformation("inner", inner, ", or None for a link of a chain")
   if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-    raise ValueError(f"every must be a positive int, but was {every!r}.")
+    raise ValueError(f"every must be a positive int, but was {shown(every)}.")
   check_structure(structure)
   watched = optax.with_extra_args_support(optax.identity() if inner is None else inner)
   known = {} if structure is None else structure.by_path()

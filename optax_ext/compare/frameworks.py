@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from optax_ext import structure_from_model
+from optax_ext._common.arguments import check_takes, module_of_flax, shown
 
 Fields = dict[str, Any]
 KEYS = "threefry2x32"  # the same numbers whatever implementation the caller has chosen
@@ -28,6 +29,9 @@ def of_nnx(
   """Of `build(rngs) -> model`, `loss(model, batch)` and `metrics(model, data)`."""
   from flax import nnx
 
+  if module_of_flax(build) or not callable(build):
+    raise TypeError(f"build must be a function that makes the model, build(rngs), but was {shown(build)}.")
+  check_takes("build", build, "rngs")
   wrt = nnx.Param if wrt is None else wrt
   graph, *_ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), wrt, ...)
   # copied, so that the model's variables belong to the trace that they are used in
@@ -98,6 +102,8 @@ def of_equinox(
   data)`.
   """
   import equinox as eqx
+
+  check_takes("build", build, "key")
 
   def parts(key: jax.Array) -> tuple[Any, Any, Any]:
     """Parameters; other arrays and the leaves of the state; what is no array."""

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_ext._common.arguments import shown
 from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
 
 
@@ -230,7 +231,10 @@ class Problem:
 
   def metrics_of(self, params: Any, state: Any, data: Any) -> dict[str, Any]:
     """The metrics of all of `data`, and no new state."""
-    return dict(self.metrics(params, state, data) if self.has_state else self.metrics(params, data))
+    metrics = self.metrics(params, state, data) if self.has_state else self.metrics(params, data)
+    if not isinstance(metrics, Mapping):
+      raise TypeError(f"metrics must return a dict from names to numbers, but returned {shown(metrics)}.")
+    return dict(metrics)
 
   def badness(self, value: Any) -> Any:
     """The deciding metric with the sign that makes less better."""

@@ -30,6 +30,7 @@ import keras_optimizers
 import nd_adam
 import pages
 import report
+import thin
 
 
 @pytest.fixture
@@ -545,7 +546,8 @@ def test_the_report_says_what_the_runs_say(tmp_path):
     for seed in range(30):
       value = (0.5 + 0.001 * (-1) ** seed) * better.get(arm, 1)
       value += (-0.03 if seed < 5 else 0) * (arm == "depth, as published")  # 30/6 = 5 thousandths less, 1% of Adam's
-      result = Result({"learning_rate": 1e-3}, seed, [104, 208], {"test/rmse": [value, 9.0]}, 0, False, True)
+      curves = {"scale": [1.0] * 3, "test/loss": [8.0] * 3, "test/rmse": [value, 5.0, 9.0]}
+      result = Result({"learning_rate": 1e-3}, seed, [104, 156, 208], curves, 0, False, True)
       lines.append(json.dumps({"key": f"{arm}|learning_rate=0.001|seed={seed}|report", "result": vars(result)}))
   folder = tmp_path / "papers" / "caadam" / "64-32-published"
   folder.mkdir(parents=True)
@@ -582,3 +584,10 @@ def test_the_report_says_what_the_runs_say(tmp_path):
   assert "nd_adam.py tuned --logits plain`: interrupted after 3 runs" in missing
   assert "caadam.py published --network 128-64-32`: not begun" in missing
   assert "published --network 64-32`" not in missing
+
+  thin.main(["--results", str(tmp_path / "papers")])
+  report.main(["--results", str(tmp_path / "papers"), "--report", str(tmp_path / "REPORT.md")])
+  assert (tmp_path / "REPORT.md").read_text("utf-8") == text
+  left = json.loads((folder / "finished.jsonl").read_text("utf-8").splitlines()[1])["result"]
+  assert (left["steps"], left["curves"]) == ([104, 208], {"test/rmse": [pytest.approx(0.501), 9.0]})
+  assert (other / "finished.jsonl").read_text("utf-8").splitlines() == lines[:4]  # not complete: as it was

@@ -36,7 +36,10 @@ class Comparison(Outcome):
     return summary(self)
 
   def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """Writes the table of all runs (CSV and JSON), the summary and, where matplotlib is installed, the pictures."""
+    """Writes the table of all runs (CSV and JSON) and the summary.
+
+    Where plotly is installed a page, `report.html`, is beside them; where matplotlib is, the pictures as PNG files.
+    """
     return save(self, pathlib.Path(folder))
 
 

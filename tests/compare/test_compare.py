@@ -54,10 +54,10 @@ from optax_ext.compare.problems import named as problems_named
 from optax_ext.compare.programs import Common
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
-from optax_ext.compare.report import steps_to_target
 from optax_ext.compare.result import curve_of
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import fingerprint
+from optax_ext.compare.tables import steps_to_target
 from optax_ext.compare.train import conclude
 from optax_ext.compare.tuning import Search, Tuner, value_of
 
@@ -543,6 +543,8 @@ class TestStatistics:
     values = 0.3 + np.array([0, 1, 0, 0, -1, 0]) * 5e-17
     low, high = statistics.bootstrap_interval(values)
     assert 0.3 - 1e-16 <= low <= high <= 0.3 + 1e-16
+    values = np.array([1.0, 1.01, 1.04, 1.09, 1.16])
+    np.testing.assert_allclose(statistics.bootstrap_interval((values + 1) - values), 1.0)
 
   def test_where_more_is_better_differences_have_the_signs_of_the_metric(self):
     measured = paired([-0.9, -0.8, -0.9], [-0.5, -0.6, -0.7]).as_measured(maximize=True)
@@ -639,6 +641,7 @@ class TestCompare:
     assert {row["diverged"] for row in table if row["phase"] == "one rate"} == {"True"}
     assert all(row["test/loss last"] == "" for row in table if row["phase"] == "tuning")  # test data untouched
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "learning_rates.png", "intervals.png"}
+    assert (tmp_path / "report.html").exists()
 
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)

@@ -11,11 +11,12 @@ import jax
 import numpy as np
 
 from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
+from optax_ext.compare.streams import first_batch, is_stream, opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A model and its data, as pure functions and arrays.
+  """A model and its data, as pure functions, and arrays or loaders.
 
   Attributes:
     name: Names it in tables and files.
@@ -25,10 +26,16 @@ class Problem:
       (scalar, new state)`.
     metrics: `metrics(params, data) -> {name: scalar}` of all of `data` (no dropout); where `has_state`,
       `metrics(params, state, data)`.
-    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them.
-    validation: Like `train`; every decision is made on it.
-    test: Like `train`; looked at in reporting runs alone.
-    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler.
+    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them. Or,
+      where the data do not fit on a device, `train(seed)` gives a loader: whatever has a length, the number of batches
+      in an epoch, and gives these when it is iterated, anew in each epoch, as trees of NumPy arrays or tensors that are
+      all alike (a loader of torch or grain, a `tf.data.Dataset`). It shuffles by that seed alone, so that all
+      optimizers see the same batches. A loader without such a function gives every seed the same batches.
+    validation: Like `train`; every decision is made on it. Of a loader, whose batches may differ in size, a metric is
+      the mean over batches weighted by their sizes, which for a mean over examples is that of all.
+    test: Like `validation`; looked at in reporting runs alone.
+    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler. A
+      loader's batches have as many.
     metric: The metric that decides.
     maximize: Whether more of it is better.
     has_state: Whether there is such a state.
@@ -205,19 +212,33 @@ class Problem:
     hint = self.hints.get("structure")
     return hint() if callable(hint) else hint
 
+  @functools.cached_property
+  def example(self) -> Any:
+    """A batch of the training data: the first examples, or the first batch of a loader."""
+    return first_batch(self.train, self.batch_size)
+
+  @property
+  def streams(self) -> bool:
+    """Whether the training data come from a loader."""
+    return is_stream(self.train)
+
   @property
   def data(self) -> tuple[Any, Any, Any]:
-    """Training, validation and test arrays."""
+    """Training, validation and test data."""
     return self.train, self.validation, self.test
 
   @property
   def examples(self) -> int:
     """How many there are for training, without a filler."""
+    if self.streams:
+      return self.steps_per_epoch * self.batch_size
     return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in the training data: the complete ones, or with a filler all."""
+    """Batches in the training data: the complete ones, or with a filler all; of a loader its length."""
+    if self.streams:
+      return len(opened(self.train, 0, "train"))
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
 
   def start(self, key: jax.Array) -> tuple[Any, Any]:

@@ -17,6 +17,7 @@ import optax
 from optax_ext.compare.problem import Problem
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result, Task
+from optax_ext.compare.streams import first_batch, is_stream, opened
 
 
 class Store:
@@ -98,10 +99,12 @@ def check_folder(folder: pathlib.Path) -> None:
 def fingerprint(problem: Problem, protocol: Protocol) -> str:
   """A digest of what all runs have in common: data, sizes, protocol, versions. Code is not looked into.
 
-  Of a schedule that is a function a thousand of its values stand for it.
+  Of a schedule that is a function a thousand of its values stand for it; of a loader its length and its first batch.
   """
   digest = hashlib.sha256()
-  for leaf in jax.tree.leaves(problem.data):
+  streams = [part for part in problem.data if is_stream(part)]
+  digest.update("".join(f"{len(opened(part, 0, 'data'))} batches" for part in streams).encode())
+  for leaf in jax.tree.leaves([first_batch(part, 0) if is_stream(part) else part for part in problem.data]):
     array = np.ascontiguousarray(leaf)
     digest.update(f"{array.shape}{array.dtype}".encode())
     digest.update(array.tobytes())

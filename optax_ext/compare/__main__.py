@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add(
     "--optimizers",
     required=True,
-    help=f"comma-separated: {', '.join(NAMES)}, any of optax; NAME-8bit; baselines are added",
+    help=f"comma-separated: {', '.join(NAMES)}, any of optax; NAME-8bit, NAME-split; baselines are added",
   )
   add(
     "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"

@@ -1164,11 +1164,41 @@ class TestNames:
     size = lambda of: sum(leaf.nbytes for leaf in jax.tree.leaves(of.build({"learning_rate": 0.1}).init(params)))
     assert size(eighth) < 0.3 * size(whole)
 
+  @pytest.mark.parametrize(
+    "name", ["adam-split", "adam-8bit-split", "contrib.schedule_free_sgd-split", "nd_adam-split"]
+  )
+  def test_split_weights_train_as_whole_ones_in_bfloat16(self, name):
+    """What is measured are float32 weights, more exact than the bfloat16 ones."""
+    problem, protocol, rate = toy(), Protocol(6, 3), {"learning_rate": 0.02}
+    float32 = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
+    split, whole = (names.named(of, problem) for of in (name, name.replace("-split", "")))
+    assert (split.name, split.baselines, split.space) == (name, whole.baselines or (whole.name,), whole.space)
+    params = split.prepare(float32)
+    state = split.build(rate).init(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    check_optimizers([split], float32)
+    measured = split.evaluated(state, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype(jnp.float32)}
+    if name == "adam-split":
+      [one], [other] = (runner_of(problem, protocol, of, "map", ONE).run([Task(rate, 0)]) for of in (split, whole))
+      np.testing.assert_allclose(one.curves["validation/loss"], other.curves["validation/loss"], rtol=0.02)
+      assert one.curves["validation/loss"] != other.curves["validation/loss"]
+
+  def test_a_state_may_become_narrower(self):
+    """A model whose state follows the dtype of its weights."""
+    narrow = lambda params, state, batch, key: (toy().loss(params, state, batch, key)[0], params["a"][0, 0])
+    [result] = runner_of(toy(loss=narrow), Protocol(4, 2), names.named("sgd-split", toy()), "map", ONE).run(
+      [Task({"learning_rate": 1e-2}, 0)]
+    )
+    assert not result.diverged
+
   def test_a_name_that_is_nearly_one_is_told(self):
     with pytest.raises(ValueError, match=r"Unknown optimizer 'prodgy'; .* Did you mean 'prodigy'\?"):
       names.check_name("prodgy")
     with pytest.raises(ValueError, match=r"Unknown optimizer 'lio-8bit'"):
       names.check_name("lio-8bit")
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'adam-split-8bit'"):
+      names.check_name("adam-split-8bit")
 
   def test_matched_baselines_decay_alike(self):
     params = {"w": jnp.ones(3)}

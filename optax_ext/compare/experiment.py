@@ -97,11 +97,12 @@ def compare(
     batching: "map" (one run after the other on each device), "vmap" (many at once), "step" (as map, each step a program
       of its own: for convolutions on a CPU), or "auto", which reads off the problem's program which of them suits.
     devices: That share the runs; by default all local ones.
-    out: A folder for the results; an interrupted comparison continues from what is in it. Refused are changed data,
+    out: A folder for the results, `report.html` among them; an interrupted comparison continues from what is in it. Refused are changed data,
       protocols and versions, and runs of a model, a metric or an optimizer that computes something else now.
     process: `(k, n)` does the runs of the k-th of n processes, from 1 on, which is every n-th optimizer, and keeps them
       in a folder of its own in `out`. Nothing is compared or reported yet: when all are done (those of other machines
-      copied there), the same call without `process` gathers their runs and does the few that depend on all.
+      copied there), the same call without `process` gathers their runs and does the few that depend on all. Where jax
+      is distributed, give `(jax.process_index() + 1, jax.process_count())`; each process uses its own devices.
     curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
       them; `None` for all. Steps to target are told from all evaluations alone.
     progress: Whether to say what is going on: a live line in a terminal, else lines, on the standard error stream.

@@ -65,10 +65,13 @@ def page(comparison: Outcome) -> str:
   parts += [f"<h2>{_text(at_best(comparison))}</h2>", _table("effects", difference_rows(comparison, comparison.tuned))]
   parts.append(_table("optimizers", optimizer_rows(comparison)))
   parts += ["<h2>Which learning rate</h2>", _plot("learning_rates", learning_rates(comparison))]
-  for split in ("train", "validation"):
-    metric = "loss" if split == "train" else comparison.problem.metric
-    parts += [f"<h2>{split.capitalize()} {_text(metric)}</h2>", _plot(split, curves(comparison, f"{split}/{metric}"))]
-  parts += [f"<h2>Each seed's test {_text(comparison.problem.metric)}</h2>", _plot("seeds", seeds(comparison))]
+  metric = comparison.problem.metric
+  for name, title, curve in (
+    ("train", "Training loss", "train/loss"),
+    ("validation", f"Validation {metric}", f"validation/{metric}"),
+  ):
+    parts += [f"<h2>{_text(title)}</h2>", _plot(name, curves(comparison, curve))]
+  parts += [f"<h2>Each seed's test {_text(metric)}</h2>", _plot("seeds", seeds(comparison))]
   if comparison.at_one_rate:
     parts += [f"<h2>{_text(at_one_rate(comparison))}</h2>", f"<p>{ONE_RATE}</p>"]
     parts.append(_table("one_rate", difference_rows(comparison, comparison.at_one_rate)))

@@ -26,11 +26,12 @@ class Problem:
       (scalar, new state)`.
     metrics: `metrics(params, data) -> {name: scalar}` of all of `data` (no dropout); where `has_state`,
       `metrics(params, state, data)`.
-    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them. Or,
-      where the data do not fit on a device, `train(seed)` gives a loader: whatever has a length, the number of batches
-      in an epoch, and gives these when it is iterated, anew in each epoch, as trees of NumPy arrays or tensors that are
-      all alike (a loader of torch or grain, a `tf.data.Dataset`). It shuffles by that seed alone, so that all
-      optimizers see the same batches. A loader without such a function gives every seed the same batches.
+    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them. Where
+      the data do not fit on a device, `train(seed)` gives a loader: whatever has a length, the number of batches in an
+      epoch, and can be iterated anew in each epoch (a torch `DataLoader`, a grain `MapDataset`, a `tf.data.Dataset`).
+      Its batches are trees of NumPy arrays or tensors, all alike. It shuffles by that seed alone, so that all
+      optimizers see the same batches; one that shuffles otherwise is refused. A loader in place of the function gives
+      the same batches to every seed.
     validation: Like `train`; every decision is made on it. Of a loader, whose batches may differ in size, a metric is
       the mean over batches weighted by their sizes, which for a mean over examples is that of all.
     test: Like `validation`; looked at in reporting runs alone.

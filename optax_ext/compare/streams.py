@@ -1,6 +1,7 @@
 """Data from loaders, which need not fit on a device: a new pass for each epoch, the same batches in all runs of a seed.
 
-A loader is whatever has a length and can be iterated anew: of torch, of grain, a `tf.data.Dataset`, or one's own.
+A loader is whatever has a length and can be iterated anew: a torch `DataLoader`, a grain `MapDataset`, a
+`tf.data.Dataset`, or a class of one's own with `__len__` and `__iter__`.
 """
 
 from collections.abc import Iterator
@@ -42,7 +43,8 @@ def opened(data: Any, seed: int, split: str) -> Any:
     length = len(loader)
   except TypeError:
     raise ValueError(
-      f"{called} must have a length, the number of its batches in an epoch, but a {type(loader).__name__} has none."
+      f"{called} must have a length, the number of its batches in an epoch, but a {type(loader).__name__} has none: "
+      "wrap it in a class with __len__ and __iter__."
     ) from None
   if length < 1:
     raise ValueError(f"{called} is empty: its length, the number of its batches in an epoch, is {length}.")

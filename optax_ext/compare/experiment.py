@@ -97,8 +97,9 @@ def compare(
     batching: "map" (one run after the other on each device), "vmap" (many at once), "step" (as map, each step a program
       of its own: for convolutions on a CPU), or "auto", which reads off the problem's program which of them suits.
     devices: That share the runs; by default all local ones.
-    out: A folder for the results, `report.html` among them; an interrupted comparison continues from what is in it. Refused are changed data,
-      protocols and versions, and runs of a model, a metric or an optimizer that computes something else now.
+    out: A folder for the results, `report.html` among them; an interrupted comparison continues from what is in it.
+      Refused are changed data, protocols and versions, and runs of a model, a metric or an optimizer that computes
+      something else now.
     process: `(k, n)` does the runs of the k-th of n processes, from 1 on, which is every n-th optimizer, and keeps them
       in a folder of its own in `out`. Nothing is compared or reported yet: when all are done (those of other machines
       copied there), the same call without `process` gathers their runs and does the few that depend on all. Where jax

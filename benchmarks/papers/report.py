@@ -24,9 +24,9 @@ from pages import Pages, badly_chosen, in_words, percent, said, table
 
 from optax_ext.compare import paired
 from optax_ext.compare.problems.papers import CALIFORNIA
-from optax_ext.compare.report import mean_of_survivors
 from optax_ext.compare.run import Result
 from optax_ext.compare.statistics import Difference, adjust
+from optax_ext.compare.tables import mean_of_survivors
 
 RULES = ("additive", "multiplicative", "depth")
 # Of CaAdam's published comparisons: end of the folder's name, option, title.

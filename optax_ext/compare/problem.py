@@ -12,11 +12,12 @@ import numpy as np
 
 from optax_ext._common.arguments import shown
 from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
+from optax_ext.compare.streams import first_batch, is_stream, opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A model and its data, as pure functions and arrays.
+  """A model and its data, as pure functions, and arrays or loaders.
 
   Attributes:
     name: Names it in tables and files.
@@ -26,10 +27,17 @@ class Problem:
       (scalar, new state)`.
     metrics: `metrics(params, data) -> {name: scalar}` of all of `data` (no dropout); where `has_state`,
       `metrics(params, state, data)`.
-    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them.
-    validation: Like `train`; every decision is made on it.
-    test: Like `train`; looked at in reporting runs alone.
-    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler.
+    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them. Where
+      the data do not fit on a device, `train(seed)` gives a loader: whatever has a length, the number of batches in an
+      epoch, and can be iterated anew in each epoch (a torch `DataLoader`, a grain `MapDataset`, a `tf.data.Dataset`).
+      Its batches are trees of NumPy arrays or tensors, all alike. It shuffles by that seed alone, so that all
+      optimizers see the same batches; one that shuffles otherwise is refused. A loader in place of the function gives
+      the same batches to every seed.
+    validation: Like `train`; every decision is made on it. Of a loader, whose batches may differ in size, a metric is
+      the mean over batches weighted by their sizes, which for a mean over examples is that of all.
+    test: Like `validation`; looked at in reporting runs alone.
+    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler. A
+      loader's batches have as many.
     metric: The metric that decides.
     maximize: Whether more of it is better.
     has_state: Whether there is such a state.
@@ -206,19 +214,33 @@ class Problem:
     hint = self.hints.get("structure")
     return hint() if callable(hint) else hint
 
+  @functools.cached_property
+  def example(self) -> Any:
+    """A batch of the training data: the first examples, or the first batch of a loader."""
+    return first_batch(self.train, self.batch_size)
+
+  @property
+  def streams(self) -> bool:
+    """Whether the training data come from a loader."""
+    return is_stream(self.train)
+
   @property
   def data(self) -> tuple[Any, Any, Any]:
-    """Training, validation and test arrays."""
+    """Training, validation and test data."""
     return self.train, self.validation, self.test
 
   @property
   def examples(self) -> int:
     """The number of training examples, without a filler."""
+    if self.streams:
+      return self.steps_per_epoch * self.batch_size
     return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """The number of batches in the training data: all with a filler, otherwise the complete ones."""
+    """The number of batches in the training data: all with a filler, otherwise the complete ones; of a loader its length."""
+    if self.streams:
+      return len(opened(self.train, 0, "train"))
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
 
   def start(self, key: jax.Array) -> tuple[Any, Any]:

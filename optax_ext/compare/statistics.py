@@ -152,12 +152,14 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 99
     return math.nan, math.nan
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
-  for method in ("BCa", "percentile"):  # BCa fails where values differ by rounding alone
-    interval = scipy.stats.bootstrap(
-      (values,), np.mean, n_resamples=resamples, method=method, rng=np.random.default_rng(0)
-    ).confidence_interval
-    if math.isfinite(interval.low + interval.high):
-      break
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # BCa fails where values differ by rounding alone
+    for method in ("BCa", "percentile"):
+      interval = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, method=method, rng=np.random.default_rng(0)
+      ).confidence_interval
+      if math.isfinite(interval.low + interval.high):
+        break
   return float(interval.low), float(interval.high)
 
 

@@ -1173,10 +1173,12 @@ class TestNames:
     float32 = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
     split, whole = (names.named(of, problem) for of in (name, name.replace("-split", "")))
     assert (split.name, split.baselines, split.space) == (name, whole.baselines or (whole.name,), whole.space)
+    assert split.prepare
     params = split.prepare(float32)
     state = split.build(rate).init(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     check_optimizers([split], float32)
+    assert split.evaluated
     measured = split.evaluated(state, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype(jnp.float32)}
     if name == "adam-split":

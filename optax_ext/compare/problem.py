@@ -238,7 +238,7 @@ class Problem:
 
   @property
   def steps_per_epoch(self) -> int:
-    """The number of batches in the training data: all with a filler, otherwise the complete ones; of a loader its length."""
+    """The number of batches in the training data: all with a filler, else the complete ones; a loader's length."""
     if self.streams:
       return len(opened(self.train, 0, "train"))
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size

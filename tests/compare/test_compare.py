@@ -1173,6 +1173,8 @@ class TestNames:
     float32 = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
     split, whole = (names.named(of, problem) for of in (name, name.replace("-split", "")))
     assert (split.name, split.baselines, split.space) == (name, whole.baselines or (whole.name,), whole.space)
+    assert split.prepare
+    assert split.evaluated
     params = split.prepare(float32)
     state = split.build(rate).init(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}

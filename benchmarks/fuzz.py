@@ -248,6 +248,7 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
     "ignore", "(scale_by_structure|nd_adam) (sees|keeps|starts)"
   )  # most trees here are no networks
   warnings.filterwarnings("ignore", "quantize_state stores no moment")  # of scalars
+  warnings.filterwarnings("ignore", "(rounding has no effect|split_weights splits no parameter)")  # of any dtypes
   warnings.filterwarnings("ignore", "The regular expression")  # nor have they such names
   draw = draw or Draw(seed, case)
   params = draw_tree(draw)

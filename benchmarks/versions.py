@@ -25,12 +25,13 @@ CORE = (
   "common moments sphere memory network/test_structure.py network/test_reader.py run/test_sharding.py test_compiled.py "
   "test_contract.py test_golden.py test_optax_suites.py test_optimizers.py test_stress.py"
 )
-FLAX = "network/test_reader_models.py run/test_checkpoints.py test_flax.py"
+FLAX = "network/test_reader_models.py run/test_checkpoints.py test_flax.py test_messages.py"
 EVERYTHING = ""
 # The lower bounds of pyproject.toml, and what the tests need beside them.
 LOWEST = [
   *("jax==0.7.1", "jaxlib==0.7.1", "optax==0.2.7", "flax==0.12.0", "orbax-checkpoint==0.12.0"),
-  *("equinox", "flatbuffers", "hypothesis", "matplotlib", "pytest>=8", "pytest-xdist", "rich", "scikit-learn", "scipy"),
+  *("chex", "equinox", "flatbuffers", "hypothesis", "matplotlib"),
+  *("pytest>=8", "pytest-xdist", "rich", "scikit-learn", "scipy"),
 ]
 
 

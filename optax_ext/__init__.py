@@ -59,3 +59,8 @@ __all__ = [
     # paths, storage
     "cast_updates", "label_paths", "path_string",
 ]  # fmt: skip
+
+
+def __dir__() -> list[str]:
+  """The public names, without the modules that they come from."""
+  return [*__all__, "__version__"]

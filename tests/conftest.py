@@ -22,9 +22,9 @@ jax.config.update("jax_num_cpu_devices", 8)
 hypothesis.settings.register_profile("same every time", derandomize=True)
 hypothesis.settings.load_profile("same every time")
 
-# Their subject is what the compiler makes, to the last bit. The others take less time where LLVM optimizes little;
-# XLA's own passes, fusion among them, run in all.
-FULLY_OPTIMIZED = {"test_compiled", "test_nd_adam_kernel", "test_one_pass", "test_scale_by_moments"}
+# Their subject is what the compiler makes, to the last bit, or what a reader sees. The others take less time where LLVM
+# optimizes little; XLA's own passes, fusion among them, run in all.
+FULLY_OPTIMIZED = {"test_compiled", "test_docs", "test_nd_adam_kernel", "test_one_pass", "test_scale_by_moments"}
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"  # for the programs that tests start
 
 # Tracing allocates much and frees most of it by counting references.

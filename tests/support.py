@@ -2,6 +2,7 @@
 
 import functools
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -15,6 +16,19 @@ if hasattr(jax, "enable_x64"):
   enable_x64 = jax.enable_x64
 else:  # jax < 0.8
   from jax.experimental import enable_x64  # noqa: F401
+
+
+def blocks(page, language):
+  """The code blocks of a Markdown file in a language."""
+  text = page.read_text(encoding="utf-8")
+  return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def links(page):
+  """Each relative link of a Markdown file, to a file or a heading: (file, heading or "")."""
+  text = re.sub(r"^```.*?^```$|`[^`\n]*`", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+  for path, heading in re.findall(r"\]\((?!\w+:)([^()\s#]*)(?:#([^()\s]*))?\)", text):
+    yield (page.parent / path if path else page), heading
 
 
 def known(option, value):

@@ -117,3 +117,8 @@ def test_pallas_is_imported_before_a_function_is_traced(monkeypatch):
   optax_ext.quantize_state(optax_ext.adamnx(1.0), kernel="pallas")
   optax_ext.nd_adam(1.0, kernel="pallas")
   assert imported == ["jax.experimental.pallas.tpu", "jax.experimental.pallas.triton"] * 2
+
+
+def test_the_citation_names_this_version():
+  citation = (ROOT.parent / "CITATION.cff").read_text("utf-8")
+  assert f"\nversion: {optax_ext.__version__}\n" in citation

@@ -9,6 +9,7 @@ import itertools
 import pickle
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,8 +124,7 @@ def path(make):
 
 
 def close(got, want, rtol=1e-4, atol=1e-6):
-  assert jax.tree.structure(got) == jax.tree.structure(want)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=rtol, atol=atol), got, want)
+  chex.assert_trees_all_close(got, want, rtol=rtol, atol=atol)
 
 
 PARAMS = start()

@@ -1,4 +1,7 @@
-"""The scripts of examples/ say what they found and where they put it, and refuse bad options. (.ci/run runs all.)"""
+"""The scripts of examples/ say what they found and where they put it, and refuse bad options.
+
+`.ci/run` runs all, most of them by building the site.
+"""
 
 import argparse
 import importlib

@@ -1,12 +1,14 @@
 import functools
 import inspect
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 import reference
+from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import enable_x64, open_loop, problem, relative, run
@@ -87,11 +89,20 @@ def test_trajectory_float32(name):
   assert relative(got, oracle(begin, lambda t, p: grads[t - 1], STEPS)) <= 1e-5
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_jit_and_eager_agree(name):
-  tx, _ = CASES[name]
-  eager, jitted = (run(tx, start(name), GRADIENTS["closed"], 20, jnp.float32, jit=jit) for jit in (False, True))
-  assert relative(eager, jitted) <= 1e-6
+class TestFirstSteps(chex.TestCase):
+  """The equations' first steps, compiled or not, from arrays on the device or of NumPy, and mapped over devices."""
+
+  @chex.all_variants()
+  @parameterized.parameters("exadam_decay", "adamnx", "caadam_decay", "nd_adam")
+  def test_in_every_way_to_call_it(self, name):
+    tx, oracle = CASES[name]
+    step, path = self.variant(tx.update), [np.float32(start(name))]
+    state = tx.init(path[0])
+    for grad in np.float32(GRADS[:5]):
+      updates, state = step(grad, state, path[-1])
+      path.append(path[-1] + np.asarray(updates))
+    want = oracle(path[0].astype(np.float64), lambda t, p: np.float32(GRADS[t - 1]).astype(np.float64), 5)
+    chex.assert_trees_all_close(np.stack(path), np.float32(want), rtol=1e-5, atol=1e-5)
 
 
 # caadam on a network
@@ -450,7 +461,7 @@ def test_numbers_of_every_numpy_type(make, kind):
   params = {"layer": {"kernel": jnp.full((2, 3), 0.5), "bias": jnp.ones(3)}}
   update = lambda tx: tx.update(params, tx.init(params), params)[0]
   got, want = update(make(rate, b1)), update(make(0.0625, 0.75))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
   with pytest.raises(ValueError, match=r"^b1 must be a number in \[0, 1\)"):
     make(rate, np.asarray(-1).astype(kind)[()])
   with pytest.raises(TypeError, match="learning_rate must be a number in"):
@@ -572,7 +583,7 @@ def test_inject_hyperparams(make):
   for _ in range(3):
     updates, state = jax.jit(plain.update)(PARAMS, state, PARAMS)
     got, injected_state = jax.jit(injected.update)(PARAMS, injected_state, PARAMS)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-7), got, updates)
+    chex.assert_trees_all_close(got, updates, rtol=2e-5, atol=1e-7)
 
 
 def test_callable_arguments_under_inject_hyperparams():

@@ -1,20 +1,17 @@
 """The README's code runs, and prints what it says."""
 
-import pathlib
-import re
+import functools
 
 import jax
 import jax.numpy as jnp
 import optax
 import pytest
+import support
 
 import optax_ext
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-
-
-def blocks(language):
-  return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+README = (support.ROOT / "README.md").read_text(encoding="utf-8")
+blocks = functools.partial(support.blocks, support.ROOT / "README.md")
 
 
 @pytest.mark.slow

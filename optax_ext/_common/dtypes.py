@@ -1,9 +1,10 @@
-"""Three dtypes of an optimizer: of its arithmetic, of its stored moments, of the updates that it hands back.
+"""The three dtypes of an optimizer: of arithmetic, of stored moments, of returned updates.
 
 Arithmetic is float32 at least. In bfloat16, 0.999 is 1.0, so that a second moment never decays; in float16, ε = 1e-8 is
 0, so that a zero gradient gives 0/0. Only what is stored is rounded.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.layout import with_layout_errors
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import hides_leaves, map_with_paths
 
 
 def leaf_dtype(leaf: Any) -> jnp.dtype:
@@ -94,7 +96,18 @@ class Rounding:
 def check_rounding(rounding: Any) -> None:
   """Raises `TypeError` for anything but `None` and what `stochastic` returns."""
   if not (rounding is None or isinstance(rounding, Rounding)):
-    raise TypeError(f"rounding must be None (to the nearest) or stochastic(seed), but was {rounding!r}.")
+    raise TypeError(f"rounding must be None (to the nearest) or stochastic(seed), but was {shown(rounding)}.")
+
+
+def warn_if_exact(mu: Any, nu: Any) -> None:
+  """Warns if a way to round is given and there is nothing to round. What `optax.masked` hides may be narrower."""
+  dtypes = {leaf.dtype for leaf in jax.tree.leaves((mu, nu))}
+  if dtypes and all(dtype.itemsize >= 4 for dtype in dtypes) and not hides_leaves(mu):
+    stored = ", ".join(sorted(map(str, dtypes)))
+    warnings.warn(
+      f"rounding has no effect, because moments are stored in {stored}: give mu_dtype and nu_dtype, jnp.bfloat16 say.",
+      stacklevel=3,
+    )
 
 
 def saturate(x: jax.Array, dtype: Any) -> jax.Array:
@@ -120,8 +133,8 @@ def check_trainable(path: str, leaf: Any) -> None:
 def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
   """Runs `inner` and casts its updates to the dtypes of the parameters, or of the gradients where none are given.
 
-  Pieces give updates in the dtype of their arithmetic, float32 for narrower gradients; a chain of one's own ends with
-  this where it must not.
+  Pieces give updates in the dtype of their arithmetic: float32 for narrower gradients. Wrap your own chain where
+  updates must have the parameters' dtypes.
 
   Args:
     inner: The transformation.
@@ -138,6 +151,7 @@ def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransform
     >>> print(tx.update(weights, tx.init(weights), weights)[0].dtype)
     bfloat16
   """
+  check_transformation("inner", inner)
   inner = optax.with_extra_args_support(inner)
 
   def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:

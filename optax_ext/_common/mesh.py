@@ -1,4 +1,4 @@
-"""What a function can tell of its mesh: inside `jax.shard_map` it sees only one device's part of an array."""
+"""Facts about the mesh that a function runs on: inside `jax.shard_map` it sees one device's part of an array."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from optax_ext._common.arguments import check_takes, shown
 
 Names = str | tuple[str, ...] | None
 AxisName = Names | Callable[[str, Any], Names]
@@ -17,10 +19,11 @@ def resolve_names(axis_name: AxisName) -> Callable[[str, Any], tuple[str, ...]]:
   def check(names: Any) -> tuple[str, ...]:
     names = (names,) if isinstance(names, str) else () if names is None else names
     if not (isinstance(names, tuple) and all(isinstance(name, str) for name in names)):
-      raise TypeError(f"axis_name must give a name of a mesh axis, a tuple of names or None, but was {names!r}.")
+      raise TypeError(f"axis_name must give a name of a mesh axis, a tuple of names or None, but was {shown(names)}.")
     return names
 
   if callable(axis_name):
+    check_takes("axis_name", axis_name, "path", "leaf")
     return lambda path, leaf: check(axis_name(path, leaf))
   names = check(axis_name)
   return lambda path, leaf: names

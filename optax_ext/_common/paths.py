@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import DictKey, GetAttrKey, KeyPath, keystr, tree_flatten_with_path
 
+from optax_ext._common.arguments import check_expression, check_takes, count_arrays, shown
+
 
 def path_string(path: tuple[Any, ...]) -> str:
   """The path of a leaf as one string, `"block/3/kernel"`.
@@ -20,12 +22,14 @@ def path_string(path: tuple[Any, ...]) -> str:
 
   Flax boxes a parameter (`nn.Partitioned`, a variable of NNX) in a node with the attribute `value`, and unboxes it
   before an optimizer's update. A path alone does not tell such a box from a module with a field `value`, so that
-  `value` stays here. Whatever sees the tree leaves the box out: `label_paths`, `mask`, `axes` and every other function
-  of a path and a leaf. To get those names for a tree, call `label_paths(lambda path, leaf: path)(tree)`.
+  `path_string` keeps `value`. Functions that see the tree leave the box out: `label_paths`, `mask`, `axes` and every
+  other function of a path and a leaf. To get their names for a tree, call `label_paths(lambda path, leaf: path)(tree)`.
 
   >>> path_string((DictKey("params"), DictKey("Dense_0"), DictKey("kernel")))
   'Dense_0/kernel'
   """
+  if isinstance(path, str):
+    raise TypeError(f"path must be a path of jax.tree_util, a tuple of keys, but was {path!r}, a string already.")
   if len(path) > 1 and path[0] == DictKey("params"):
     path = path[1:]
   return keystr(path, simple=True, separator="/")
@@ -112,18 +116,19 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   """Parameter groups by path, for `optax.partition`, `optax.masked` and every `mask`.
 
   Args:
-    label: A regular expression, for whether it is found in a leaf's path; or a function `label(path, leaf)` that
-      returns the name of the leaf's group.
+    label: A regular expression that is searched for in a leaf's path; or a function `label(path, leaf)` that returns
+      the name of the leaf's group.
 
   Returns:
     A function from a tree to a tree of labels: booleans for a regular expression.
 
   Raises:
     TypeError: `label` is neither; the function is called with a step count, as `optax.inject_hyperparams` does.
+    ValueError: `label` is no regular expression.
 
   Warns:
-    UserWarning: a regular expression is found in no path of a tree. Where `optax.masked` or `optax.partition` hide a
-      part of the tree, nothing is said: the expression may be about that part.
+    UserWarning: a regular expression is found in no path of a tree. There is no warning where `optax.masked` or
+      `optax.partition` hide a part of the tree: the expression may be about that part.
 
   Example:
     >>> groups = label_paths("embed|head")
@@ -132,6 +137,7 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     >>> tx = optax.partition({True: optax.adam(1e-4), False: optax.adam(1e-3)}, groups)
   """
   if isinstance(label, str):
+    check_expression("label", label)
     expression = re.compile(label)
 
     def groups(tree: Any) -> Any:
@@ -141,7 +147,11 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
 
     return groups
   if not callable(label):
-    raise TypeError(f"label must be a regular expression or a function label(path, leaf), but was {label!r}.")
+    hint = " A mask is what label_paths(label) returns, not label_paths itself." if count_arrays(label) else ""
+    raise TypeError(
+      f"label must be a regular expression or a function label(path, leaf), but was {shown(label)}.{hint}"
+    )
+  check_takes("label", label, "path", "leaf")
 
   def labels(tree: Any) -> Any:
     check_no_count(tree)
@@ -152,14 +162,23 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
 
 def warn_unmatched(expression: re.Pattern[str], tree: Any) -> None:
   """Warns if an expression is found in no path of a whole tree: a slip of the pen makes an empty group."""
-  nodes = named_leaves(tree, lambda node: node is None or isinstance(node, optax.MaskedNode))
-  whole = not any(isinstance(node, optax.MaskedNode) for _, node in nodes)  # what is hidden may match
+  nodes = named_leaves(tree, _is_none)
+  whole = not hides_leaves(tree)  # what is hidden may match
   if whole and any(node is not None for _, node in nodes) and not any(expression.search(path) for path, _ in nodes):
     warnings.warn(
       f"The regular expression {expression.pattern!r} is found in no path of the tree, whose leaves are "
       f"{listed(path for path, _ in nodes)}: correct it.",
       stacklevel=3,
     )
+
+
+def hides_leaves(tree: Any) -> bool:
+  """Whether `optax.masked` or `optax.partition` shows a part of a tree only."""
+  return any(isinstance(node, optax.MaskedNode) for node in jax.tree.leaves(tree, is_leaf=_is_masked))
+
+
+def _is_masked(node: Any) -> bool:
+  return isinstance(node, optax.MaskedNode)
 
 
 def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The residuals of split weights: a tree like the parameters, what it must be, and the weights that both make."""
+"""The residuals of split weights: their tree, its checks, and the float32 weights that it gives with the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -6,17 +6,17 @@ import jax
 import jax.numpy as jnp
 
 from optax_ext._common.dtypes import check_trainable, is_array, leaf_dtype
-from optax_ext._common.paths import map_with_paths
+from optax_ext._common.paths import by_path, map_with_paths
 from optax_ext._memory.two_parts import NARROW, RESIDUALS, joined
 
 TAKEN_IN = "take the weights in: split(join_weights(params, state), params, tx.init(params))."
 
 
 class SplitWeightsState(NamedTuple):
-  """The number of steps, what the narrow weights leave out, and the wrapped optimizer's state.
+  """State of `split_weights`: the number of steps, the residuals, and the wrapped optimizer's state.
 
-  `residual` is a tree like the parameters of int8 or int16: for a leaf that is not split, a 0 of shape (1, …). With 16
-  bits there is none.
+  `residual` is a tree like the parameters, of int8 or int16: what the narrow weights leave out. A leaf that is not
+  split has a 0 of shape (1, …). With 16 bits there is no tree.
   """
 
   count: jax.Array
@@ -68,8 +68,10 @@ def check_residuals(residual: Any, params: Any, bits: int) -> None:
       )
     check_residual_shape(path, param, rest)
 
-  if residual is not None:
-    map_with_paths(check, params, residual)
+  known = by_path(residual, lambda node: node is None)
+  for path, param in by_path(params).items():
+    if path in known:  # else the state is of other parameters, and the step fails
+      check(path, param, known[path])
 
 
 def check_residual_shape(path: str, param: Any, rest: Any) -> None:

@@ -17,7 +17,7 @@ relative errors of Python numbers, with jax 0.10.2, whose errors are the larger:
     adam_gain           0.999     4.0e-7       4.0e-7
     adamnx_gain         0.99      3.5e-7       3.8e-6   (where w has fallen to 1e-38)
     adamnx_gain         0.999     4.0e-7       6.2e-7
-    adax_gain           1e-4      3.6e-7       3.9e-6   (likewise)
+    adax_gain           1e-4      3.6e-7       3.9e-6   (the same)
     adafactor_gain      0.8       1.6e-7       2.4e-7
     1 − β₂,ₜ of AdamNX as printed, in float32:
                         0.99      2.3e-3       more than 1
@@ -27,6 +27,7 @@ A **schedule** is optax's: it maps the count of steps made, which starts at 0, t
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -133,8 +134,8 @@ def adamnx_gain(b2: Scalar) -> Gain:
       w(t) = e^{L(t−1)} · expm1(L) / expm1(L·t),   L = k·ln β₂
 
   It is AdaX's gain at another parameter: `adamnx_gain(b2)` equals `adax_gain(expm1(-(1 - b2) * log(b2)))`. Its time
-  constant is 1/|L| steps, 9,950 at β₂ = 0.99: after 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
-  0.7 %, and the second moment is in effect frozen.
+  constant is 1/|L| steps, 9,950 at β₂ = 0.99. After 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
+  0.7 %: the second moment is in effect frozen.
 
   Args:
     b2: Decay rate β₂ in (0, 1).
@@ -178,6 +179,9 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
   Raises:
     TypeError, ValueError: `b2` is not a number in (0, ∞).
 
+  Warns:
+    UserWarning: `b2` is 0.5 or more, as a decay rate is.
+
   Example:
     >>> print([f"{float(adax_gain(1e-4)(t)):.3g}" for t in (1, 2, 10_000, 100_000)])
     ['1', '0.5', '5.82e-05', '4.54e-09']
@@ -187,6 +191,10 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
     2020
   """
   check_number("b2", b2, "(0, inf)")
+  if is_concrete(b2) and b2 >= 0.5:
+    warnings.warn(
+      f"adax_gain has b2={b2}, a decay rate by its size: its b2 is a growth rate, such as 1e-4.", stacklevel=2
+    )
 
   def growth() -> TwoFloats:
     return two_floats.split(-math.log1p(b2)) if is_concrete(b2) else _minus_log1p(_positive(b2))
@@ -195,12 +203,12 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
 
 
 def adafactor_gain(power: Scalar = 0.8) -> Gain:
-  """Adafactor's second-moment gain.
+  """Adafactor's second-moment gain: a power of the step.
 
       w(t) = t^{−c}
 
   Args:
-    power: Exponent c in [0, ∞); 0 keeps the newest value alone, 1 the mean of all.
+    power: Exponent c in [0, ∞). 0 keeps the newest value alone, 1 gives the mean of all values.
 
   Returns:
     A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1.

@@ -1,10 +1,11 @@
-"""What gives each leaf its step scale: a rule, or a tree of numbers."""
+"""Step scales of all leaves, from a rule or a tree of numbers."""
 
 from typing import Any
 
 import jax
 import numpy as np
 
+from optax_ext._common.arguments import shown
 from optax_ext._common.paths import by_path
 
 
@@ -17,7 +18,7 @@ def check_rule(rule: Any) -> None:
   if not is_rule(rule) and not (leaves and numbers):
     raise TypeError(
       "rule must be a rule, such as ByDepth() or any object with a method scales(structure), or a tree of numbers like "
-      f"the parameters, but was {rule!r}."
+      f"the parameters, but was {shown(rule)}."
     )
 
 

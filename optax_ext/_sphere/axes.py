@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optax_ext._common.arguments import check_takes, shown
 from optax_ext._common.paths import by_path, mask_paths, natural_key
 from optax_ext._network.facts import check_shape
 from optax_ext._network.structure import Structure
@@ -19,12 +20,12 @@ all leaves of two or more axes (biases and norms have one; a tree that is one ar
 
 
 def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
-  """A mask that shows the leaves that hold vectors, for `optax.masked`: ND-Adam gives them another learning rate.
+  """A mask for `optax.masked` that shows the leaves with vectors: ND-Adam gives these another learning rate.
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
       values, one tuple for all leaves of two or more axes, or a `Structure`.
-    vectors: Whether to show the vectors, or all other leaves.
+    vectors: Whether to show the leaves with vectors, or all others.
 
   Returns:
     A function from a tree to a tree of booleans, `False` for `None`.
@@ -54,6 +55,7 @@ def resolve_axes(axes: Axes) -> Callable[[str, Any], AxesOfLeaf]:
   elif axes is None or _is_tuple_of_ints(axes):
     given = lambda path, leaf: axes if jnp.ndim(leaf) > 1 or path == "" else None
   elif callable(axes) and jax.tree_util.all_leaves([axes]):  # a tree can be a module, which is callable too
+    check_takes("axes", axes, "path", "leaf")
     given = axes
   else:
     table = by_path(axes, lambda node: node is None or (_is_tuple_of_ints(node) and node != ()))
@@ -113,4 +115,6 @@ def _is_tuple_of_ints(value: Any) -> bool:
 def _check_axes(path: str, value: Any) -> None:
   if value is not None and not (_is_tuple_of_ints(value) and value):
     hint = f"; write ({value},)" if isinstance(value, int) else ""
-    raise TypeError(f"The axes of leaf {path!r} must be None or a tuple of one or more ints, but were {value!r}{hint}.")
+    raise TypeError(
+      f"The axes of leaf {path!r} must be None or a tuple of one or more ints, but were {shown(value)}{hint}."
+    )

@@ -24,3 +24,8 @@ __all__ = [
   "paired",
   "warmup_cosine",
 ]
+
+
+def __dir__() -> list[str]:
+  """The public names, without the modules that they come from."""
+  return __all__

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from optax_ext._common.arguments import shown
 from optax_ext.compare import grid
 from optax_ext.compare.batching import WAYS
 from optax_ext.compare.optimizers import Optimizer
@@ -27,7 +28,10 @@ def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str,
 
       optimizer = named(optimizer, problem)
     elif not isinstance(optimizer, Optimizer):
-      raise TypeError(f"An optimizer must be a name or an Optimizer, but one was {optimizer!r}; give a dict otherwise.")
+      raise TypeError(
+        f"An optimizer must be a name or an Optimizer, but one was {shown(optimizer)}: give a dict from names to "
+        'functions of the learning rate, as {"mine": optax_ext.adamnx}.'
+      )
     if optimizer.name in resolved:
       raise ValueError(f"Two optimizers have the name {optimizer.name!r}; give each its own.")
     resolved[optimizer.name] = optimizer

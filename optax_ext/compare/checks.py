@@ -1,4 +1,4 @@
-"""Whether a problem's parts fit together, told before anything is compiled, in one sentence where they do not."""
+"""Checks that a problem's parts fit together, before anything is compiled."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

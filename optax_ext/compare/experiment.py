@@ -75,7 +75,8 @@ def compare(
 
   Args:
     problem: What is trained.
-    optimizers: Names (see `optax_ext.compare.names`), `Optimizer`s, or a dict of constructors of the learning rate.
+    optimizers: Names (`python -m optax_ext.compare --help` lists them), `Optimizer`s, or a dict of constructors of the
+      learning rate.
     protocol: How long.
     learning_rates: A grid for all; without it each optimizer has its own, around its centre.
     points: In a grid of one's own.

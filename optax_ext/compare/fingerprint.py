@@ -1,4 +1,4 @@
-"""What a problem and its optimizers compute, as text: programs before compilation, and digests of them.
+"""Digests of the programs of a problem and its optimizers, taken before compilation.
 
 A folder of results holds the digests, so that it is continued with the same model and the same optimizers alone. Every
 number in a program counts, a decay rate that shows after a thousand steps too; names and comments do not.

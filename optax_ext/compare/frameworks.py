@@ -1,4 +1,4 @@
-"""A problem's pure functions from a Flax NNX, Flax linen or Equinox model, as people write these.
+"""Makes the pure functions of a problem from a Flax NNX, Flax linen or Equinox model.
 
 Each function gives the fields `init`, `loss`, `metrics`, `has_state` and `hints` of a `Problem`. The state holds what a
 model changes beside its parameters: batch statistics, counters, random keys. The structure that caadam and nd_adam want
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from optax_ext import structure_from_model
+from optax_ext._common.arguments import check_takes, module_of_flax, shown
 from optax_ext.compare.streams import first_batch
 
 Fields = dict[str, Any]
@@ -29,6 +30,9 @@ def of_nnx(
   """Of `build(rngs) -> model`, `loss(model, batch)` and `metrics(model, data)`."""
   from flax import nnx
 
+  if module_of_flax(build) or not callable(build):
+    raise TypeError(f"build must be a function that makes the model, build(rngs), but was {shown(build)}.")
+  check_takes("build", build, "rngs")
   wrt = nnx.Param if wrt is None else wrt
   graph, *_ = nnx.split(nnx.eval_shape(lambda: build(nnx.Rngs(0))), wrt, ...)
   # copied, so that the model's variables belong to the trace that they are used in
@@ -99,6 +103,8 @@ def of_equinox(
   data)`.
   """
   import equinox as eqx
+
+  check_takes("build", build, "key")
 
   def parts(key: jax.Array) -> tuple[Any, Any, Any]:
     """Parameters; other arrays and the leaves of the state; what is no array."""

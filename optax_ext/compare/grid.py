@@ -1,4 +1,4 @@
-"""Where to look: grids of learning rates, their extension and refinement, quasi-random trials, and the choice."""
+"""Grids of learning rates: extension, refinement, quasi-random trials, and the choice of the best."""
 
 import dataclasses
 import itertools
@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import scipy.stats
+
+from optax_ext._common.arguments import check_number
 
 HALF_DECADE = 10**0.5
 MOST_EXTENSIONS = 3  # a side
@@ -22,6 +24,8 @@ class Range:
   kind: str = "log"
 
   def __post_init__(self) -> None:
+    for name in ("low", "high"):
+      check_number(name, getattr(self, name), "(-inf, inf)")
     fits = {"linear": True, "log": self.low > 0, "complement": self.high < 1}
     if self.kind not in fits:
       raise ValueError(f"kind must be one of {', '.join(fits)}, but was {self.kind!r}.")

@@ -1,4 +1,4 @@
-"""Optimizers by name. Beside the problems with models, the one file of the comparison that imports other parts of it.
+"""Optimizers by name. Beside the problems with models this is the one file that imports other parts of the library.
 
 Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 28 times Adam's, 2
 to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.

@@ -1,4 +1,4 @@
-"""An optimizer as a comparison sees it: a constructor of the learning rate, and where to look for the best one."""
+"""`Optimizer`: a function from the learning rate to an optax transformation, and where to look for the best rate."""
 
 import dataclasses
 import functools
@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from optax_ext._common.arguments import shown
 from optax_ext.compare.fingerprint import PLATFORM, digest
 from optax_ext.compare.grid import Range
 from optax_ext.compare.protocol import Shape
@@ -16,7 +17,7 @@ from optax_ext.compare.protocol import Shape
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """A named constructor of the learning rate.
+  """An optimizer of a comparison: a name, and a function from the learning rate to an optax transformation.
 
   Attributes:
     name: Names it in tables and files.
@@ -41,6 +42,15 @@ class Optimizer:
   prepare: Callable[[Any], Any] | None = None
   evaluated: Callable[[Any, Any], Any] | None = None
   note: str = ""
+
+  def __post_init__(self) -> None:
+    if not isinstance(self.name, str):
+      raise TypeError(f"name must be a string, but was {shown(self.name)}.")
+    if not callable(self.make):
+      raise TypeError(
+        f"The optimizer {self.name!r} must be a function of the learning rate, such as optax.adam, which is called "
+        f"with each rate that is tried, but was {shown(self.make)}."
+      )
 
   def build(
     self, trial: Mapping[str, Any], scale: Any = 1.0, shape: Any = None

@@ -1,4 +1,4 @@
-"""What is trained: a model's initialisation and loss, what is measured of it, and its data."""
+"""`Problem`: a model's initialisation, loss and metrics, and its data."""
 
 import dataclasses
 import functools
@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_ext._common.arguments import shown
 from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
 from optax_ext.compare.streams import first_batch, is_stream, opened
 
@@ -188,7 +189,7 @@ class Problem:
     batch_size: int,
     **options: Any,
   ) -> "Problem":
-    """A problem of an Equinox model; for the metrics it is in inference mode.
+    """A problem of an Equinox model. Metrics see the model in inference mode.
 
     Args:
       name: Names it in tables and files.
@@ -230,14 +231,14 @@ class Problem:
 
   @property
   def examples(self) -> int:
-    """How many there are for training, without a filler."""
+    """The number of training examples, without a filler."""
     if self.streams:
       return self.steps_per_epoch * self.batch_size
     return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in the training data: the complete ones, or with a filler all; of a loader its length."""
+    """Batches in an epoch: all with a filler, otherwise the complete ones; of a loader its length."""
     if self.streams:
       return len(opened(self.train, 0, "train"))
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
@@ -252,7 +253,10 @@ class Problem:
 
   def metrics_of(self, params: Any, state: Any, data: Any) -> dict[str, Any]:
     """The metrics of all of `data`, and no new state."""
-    return dict(self.metrics(params, state, data) if self.has_state else self.metrics(params, data))
+    metrics = self.metrics(params, state, data) if self.has_state else self.metrics(params, data)
+    if not isinstance(metrics, Mapping):
+      raise TypeError(f"metrics must return a dict from names to numbers, but returned {shown(metrics)}.")
+    return dict(metrics)
 
   def badness(self, value: Any) -> Any:
     """The deciding metric with the sign that makes less better."""
@@ -260,7 +264,7 @@ class Problem:
 
 
 def batches(problem: Problem, seed: int, first_step: int, steps: int) -> np.ndarray:
-  """Which training examples are in which batch: int32, (steps, batch_size).
+  """Indices of the training examples in each batch: int32, (steps, batch_size).
 
   Each epoch is a permutation that depends on the seed and the epoch, and on nothing else.
   """

@@ -1,4 +1,4 @@
-"""What a comparison found: a tidy table of every run, and a summary in words."""
+"""Reports of a comparison: a tidy table of every run, and a summary in words."""
 
 import csv
 import dataclasses

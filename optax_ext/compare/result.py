@@ -1,4 +1,4 @@
-"""What a comparison found: the runs of each optimizer, and their differences."""
+"""The result of a comparison: the runs of each optimizer, and their differences."""
 
 import dataclasses
 import math

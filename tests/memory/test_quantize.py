@@ -1,7 +1,9 @@
 """8-bit moments: the codes against a table, the wrapper in every surrounding, training against float32."""
 
+import functools
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -343,7 +345,7 @@ def test_in_every_surrounding(name, tmp_path):
   checkpointer.save(tmp_path / "state", on_mesh)
   checkpointer.wait_until_finished()
   restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
-  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  chex.assert_trees_all_equal(restored, state)
 
 
 def test_a_layout_stays_with_its_state():
@@ -351,8 +353,7 @@ def test_a_layout_stays_with_its_state():
   blocks, rows = quantize_state(optax.adam(1e-2), block=32, axis=-2), quantize_state(optax.adam(1e-2))
   grads, state = next(gradients(1)), jitted(blocks.init)(PARAMS)
   assert state.scale[0]["kernel"].shape == (2, 128)
-  for a, b in zip(*(jax.tree.leaves(jitted(tx.update)(grads, state)) for tx in (blocks, rows)), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(*(jitted(tx.update)(grads, state) for tx in (blocks, rows)))
 
 
 def test_blocks_lie_as_the_device_at_init_reads_them_fastest(monkeypatch):
@@ -374,7 +375,7 @@ def test_scales_of_blocks_live_with_their_blocks(block, axis, of_scale):
   want = jitted(tx.update)(grads, jitted(tx.init)(PARAMS), PARAMS)
   state = in_full(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
   got = in_full(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
 def test_sharded_as_on_one_device():
@@ -387,7 +388,7 @@ def test_sharded_as_on_one_device():
   state = in_full(tx.init, out_shardings=of_state)(jax.device_put(PARAMS, shardings))
   got = in_full(tx.update)(jax.device_put(grads, shardings), state, jax.device_put(PARAMS, shardings))
   assert got[1].codes[0].mu["kernel"].sharding.spec == P("x", "y")
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), got, want)
+  chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
 def test_one_second_moment_of_a_whole_vector_is_no_code():
@@ -505,14 +506,14 @@ def test_a_word_where_nothing_is_coded():
 
 def test_one_trace_all_donated_and_no_temporaries():
   params = {str(i): jnp.zeros((256, 256)) for i in range(4)}
-  tx, traces = quantize_state(optax_ext.exadam(1e-3)), []
+  tx = quantize_state(optax_ext.exadam(1e-3))
 
+  @functools.partial(jax.jit, donate_argnums=(0, 1))
+  @chex.assert_max_traces(1)
   def step(params, state, grads):
-    traces.append(1)
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
 
-  step = jax.jit(step, donate_argnums=(0, 1))
   abstract = jax.eval_shape(tx.init, params)
   memory = step.lower(params, abstract, params).compile().memory_analysis()
   stored = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((params, abstract)))
@@ -520,4 +521,3 @@ def test_one_trace_all_donated_and_no_temporaries():
   state, grads = jitted(tx.init)(params), jax.tree.map(jnp.ones_like, params)
   for _ in range(2):
     params, state = step(params, state, grads)
-  assert len(traces) == 1

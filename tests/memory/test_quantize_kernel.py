@@ -3,6 +3,7 @@
 import functools
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -45,8 +46,8 @@ def trained(tx, params, steps=4):
 
 def assert_same(got, want, tolerance):
   """Equal but for rounding, which may move a number in a thousand to the next code."""
+  chex.assert_trees_all_equal_shapes_and_dtypes(got, want)
   for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
     if a.dtype in (jnp.int8, jnp.uint8):
       other = np.abs(np.asarray(a, int) - np.asarray(b, int))
       assert other.max() <= 1
@@ -152,7 +153,7 @@ def test_inside_shard_map_the_layout_is_that_of_the_whole():
   inside = lambda f, args, results, check=True: jax.jit(
     jax.shard_map(f, mesh=mesh, in_specs=args, out_specs=results, check_vma=check)
   )
-  jax.tree.map(np.testing.assert_array_equal, inside(tx.init, (specs,), of_state)(params), want)
+  chex.assert_trees_all_equal(inside(tx.init, (specs,), of_state)(params), want)
   with pytest.raises(ValueError, match=r"a part of shape \(3000,\) .* make the state outside, by jax.jit\(tx.init"):
     inside(tx.init, (specs,), of_state, False)(params)
   step = lambda grads, state, params: update_and_apply(tx, grads, state, params)

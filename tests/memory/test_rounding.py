@@ -2,6 +2,7 @@
 
 import pickle
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,11 +114,10 @@ def test_restart_scan_and_vmap_give_the_same_bits():
     state, _ = update(state, {"w": g})
   state = jax.tree.map(lambda leaf: jnp.asarray(np.asarray(leaf)), state)  # a restart
   state = jax.lax.scan(update, state, {"w": grads[6:]})[0]
-  for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(state), strict=True):
-    np.testing.assert_array_equal(a, b)
+  chex.assert_trees_all_equal(whole, state)
   members = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), start)
   members = jax.lax.scan(jax.vmap(update), members, {"w": jnp.stack([grads, grads], axis=1)})[0]
-  jax.tree.map(lambda member, one: np.testing.assert_array_equal(member[1], one), members, whole)
+  chex.assert_trees_all_equal(jax.tree.map(lambda member: member[1], members), whole)
 
 
 def test_moments_are_exact_in_expectation():
@@ -182,7 +182,7 @@ def test_optimizers_take_it(name):
     jax.jit(tx.update)(grads, tx.init(params), params)
     for tx in (make(1e-2), optax.inject_hyperparams(make, static_args=BOTH)(1e-2, rounding=rounding, **BOTH))
   )
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), plain[0], injected[0])
+  chex.assert_trees_all_close(plain[0], injected[0], rtol=1e-5, atol=1e-7)
   moments = injected[1].inner_state[1 if name == "nd_adam" else 0]
   assert {leaf.dtype for leaf in jax.tree.leaves((moments.mu, moments.nu))} == {jnp.dtype(BF16)}
   nearest = make(1e-2, **BOTH)

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +177,7 @@ def test_any_optimizer_sees_float32(name):
 def test_update_and_apply_is_update_then_apply():
   tx = split_weights(optax.adamw(1e-2))
   plain, fast = trained(tx, PARAMS), trained(tx, PARAMS, step=functools.partial(update_and_apply, tx))
-  jax.tree.map(np.testing.assert_array_equal, fast, plain)
+  chex.assert_trees_all_equal(fast, plain)
 
 
 def decayed(tx, steps=300):
@@ -226,7 +227,7 @@ def test_float32_weights_are_taken_in():
   assert jax.tree.structure(new) == jax.tree.structure(state)
   assert jax.tree.map(lambda a: (a.shape, a.dtype), new) == jax.tree.map(lambda a: (a.shape, a.dtype), state)
   again, _ = optax_ext.split(back, params, new)
-  jax.tree.map(np.testing.assert_array_equal, again, params)
+  chex.assert_trees_all_equal(again, params)
 
 
 def split_adam(learning_rate=1e-2):
@@ -276,7 +277,7 @@ def test_in_every_surrounding(name, tmp_path):
   checkpointer.save(tmp_path / "state", on_mesh)
   checkpointer.wait_until_finished()
   restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
-  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  chex.assert_trees_all_equal(restored, state)
 
 
 @pytest.mark.parametrize("inner", [optax.adamw(1e-2), quantize_state(optax.adamw(1e-2))], ids=["adamw", "8 bits"])
@@ -344,8 +345,7 @@ def test_the_kernel_steps_split_weights(platform, monkeypatch):
   got, want = (join_weights(*states[kernel])["kernel"] for kernel in ("pallas", None))
   np.testing.assert_allclose(got, want, atol=2.0**-15)
   assert np.mean(got != want) < 0.01
-  for a, b in zip(jax.tree.leaves(states["pallas"][1]), jax.tree.leaves(states[None][1]), strict=True):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+  chex.assert_trees_all_equal_shapes_and_dtypes(states["pallas"][1], states[None][1])
 
 
 def test_bytes():
@@ -453,23 +453,22 @@ def test_with_64_bits_narrow_weights_are_float32(grads):
       fast, fast_state = update_and_apply(tx, {"w": jnp.ones(2, grads)}, fast_state, fast)
     assert jax.tree.map(lambda leaf: leaf.dtype, state) == dtypes
     assert updates["w"].dtype == jnp.float32
-    jax.tree.map(np.testing.assert_array_equal, (fast, fast_state), (plain, state))
+    chex.assert_trees_all_equal((fast, fast_state), (plain, state))
     np.testing.assert_allclose(join_weights(plain, state)["w"], 0.8, atol=1e-6)
 
 
 def test_one_trace_and_all_donated():
   params = {str(i): jnp.zeros((256, 256), BF16) for i in range(3)}
-  tx, traces = split_weights(optax_ext.exadam(1e-3)), []
+  tx = split_weights(optax_ext.exadam(1e-3))
 
+  @functools.partial(jax.jit, donate_argnums=(1, 2))
+  @chex.assert_max_traces(1)
   def step(grads, state, params):
-    traces.append(1)
     return update_and_apply(tx, grads, state, params)
 
-  step = jax.jit(step, donate_argnums=(1, 2))
   abstract = jax.eval_shape(tx.init, params)
   memory = step.lower(params, abstract, params).compile().memory_analysis()
   assert memory.alias_size_in_bytes == sum(leaf.nbytes for leaf in jax.tree.leaves((params, tx.init(params))))
   state, grads = jitted(tx.init)(params), jax.tree.map(jnp.ones_like, params)
   for _ in range(2):
     params, state = step(grads, state, params)
-  assert len(traces) == 1

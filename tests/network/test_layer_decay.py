@@ -6,6 +6,7 @@ import pickle
 import re
 import warnings
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -641,7 +642,7 @@ def test_the_rate_may_be_traced():
   tx = lambda rate: scale_by_structure(LayerDecay(rate), structure)
   step = jitted(lambda rate: tx(rate).update(grads, optax.EmptyState())[0])
   want = tx(0.75).update(grads, optax.EmptyState())[0]
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), step(jnp.float32(0.75)), want)
+  chex.assert_trees_all_close(step(jnp.float32(0.75)), want, rtol=1e-6)
 
 
 # Recipes of the documentation: frozen embeddings, layer-wise decay, a head that learns ten times as fast

@@ -3,6 +3,7 @@
 import functools
 import operator
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -174,7 +175,7 @@ def test_muon_on_attention_and_scanned_layers():
   grads = jax.tree.map(lambda leaf: rand(leaf.shape, 7), model.params)
   step = lambda tx: jitted(lambda g: tx.update(g, tx.init(g), g)[0])
   steps = [step(optax.contrib.muon(0.1, muon_weight_dimension_numbers=dims))(grads) for dims in (spec, spec_by_hand)]
-  jax.tree.map(np.testing.assert_array_equal, *steps)
+  chex.assert_trees_all_equal(*steps)
   one = {"layer": grads["params"]["layers"]["up"]["kernel"][1]}  # Muon of one layer of the stack, by itself
   alone = step(optax.contrib.muon(0.1))(one)["layer"]
   np.testing.assert_allclose(steps[0]["params"]["layers"]["up"]["kernel"][1], alone, rtol=2e-3, atol=1e-4)

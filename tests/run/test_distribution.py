@@ -3,6 +3,7 @@
 import functools
 import importlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -327,7 +328,7 @@ def test_axis_name_changes_nothing_outside_shard_map():
   for mesh in None, make_mesh("FSDP"):
     placed = params if mesh is None else jax.device_put(params, NamedSharding(mesh, P("fsdp")))
     got, expected = (jax.jit(tx.update)(placed, tx.init(placed), placed) for tx in (with_name, without))
-    jax.tree.map(np.testing.assert_array_equal, got, expected)
+    chex.assert_trees_all_equal(got, expected)
 
 
 @pytest.mark.parametrize(

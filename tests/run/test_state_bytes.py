@@ -57,3 +57,14 @@ def test_a_table():
   assert lines[0].split() == ["path", "count", "mu", "nu", "scale", "bytes"]
   assert lines[3].split() == ["mu/kernel", "0", "8,192", "8,192", "512", "16,896"]
   assert lines[-1] == "2.10 bytes of state for each of 8,321 parameters"
+
+
+def test_bytes_of_a_bfloat16_model():
+  """A second moment is float32 unless it is asked for in bfloat16; ND-Adam has one for each vector of 64."""
+  params, half = {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.bfloat16)}, jnp.bfloat16
+  bytes_of = lambda tx: round(sum(state_bytes(tx, params).by_kind()[kind] for kind in ("mu", "nu")) / (64 * 128), 4)
+  assert bytes_of(optax.adamw(1e-3)) == 4
+  for make in (optax_ext.exadam, optax_ext.adamnx, optax_ext.caadam):
+    assert bytes_of(make(1e-3)) == 6
+    assert bytes_of(make(1e-3, nu_dtype=half, rounding=optax_ext.stochastic(0))) == 4
+  assert bytes_of(optax_ext.nd_adam(1e-3, axes=(0,))) == 2 + 4 / 64

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,7 +213,7 @@ def test_steps_that_measure(every):
   plain, watched = states_of(inner), states_of(layer_statistics(inner, every=every))
   before = [PARAMS] + [params for params, _ in plain]
   for t, (params, state) in enumerate(watched):
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), params, plain[t][0])
+    chex.assert_trees_all_close(params, plain[t][0], rtol=1e-5, atol=1e-7)
     last = t // every * every
     for path, at in (("a/kernel", lambda tree: tree["a"]["kernel"]), ("a/bias", lambda tree: tree["a"]["bias"])):
       w, new = at(before[last]), at(before[last + 1])
@@ -229,7 +230,7 @@ def test_a_link_of_a_chain_sees_what_flows_there(every):
   state = tx.init(PARAMS)
   grads = gradient(PARAMS, 0)
   updates, state = jitted(tx.update)(grads, state, PARAMS)
-  jax.tree.map(np.testing.assert_array_equal, updates, plain.update(grads, plain.init(PARAMS))[0])
+  chex.assert_trees_all_equal(updates, plain.update(grads, plain.init(PARAMS))[0])
   for i, factor in ((0, 1), (2, -0.1)):
     flow = factor * grads["b"]
     assert_close(read_statistics(state[i])["b"], oracle(flow, flow, PARAMS["b"]), rtol=1e-5, atol=1e-6)
@@ -318,7 +319,7 @@ def test_in_every_surrounding(name, tmp_path):
     checkpointer.save(tmp_path / "state", on_mesh)
     checkpointer.wait_until_finished()
     restored = checkpointer.restore(tmp_path / "state", jax.eval_shape(lambda: state))
-  jax.tree.map(np.testing.assert_array_equal, restored, state)
+  chex.assert_trees_all_equal(restored, state)
   assert read_statistics(restored) == got
 
 
@@ -344,12 +345,11 @@ def test_sharded_as_on_one_device(kind, every):
 
 @pytest.mark.parametrize("every", [1, 3])
 def test_one_trace_and_all_donated(every):
-  traces = []
   tx = layer_statistics(optax.adam(1e-2), every=every)
 
   @functools.partial(jax.jit, donate_argnums=(0, 1))
+  @chex.assert_max_traces(1)
   def step(params, state, t):
-    traces.append(1)
     updates, state = tx.update(gradient(params, t), state, params)
     return optax.apply_updates(params, updates), state
 
@@ -358,7 +358,6 @@ def test_one_trace_and_all_donated(every):
     old = (params, state) if every > 1 else (params, state.count, state.inner_state)  # old numbers are not read
     params, state = step(params, state, t)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old))
-  assert len(traces) == 1
 
 
 def test_members_of_a_vmap_are_measured_one_by_one():
@@ -494,7 +493,7 @@ def test_every_is_a_positive_int(every):
 
 
 def test_what_is_refused():
-  with pytest.raises(TypeError, match=r"^inner must be an optax transformation, such as .*, but was <function adam"):
+  with pytest.raises(TypeError, match=r"^inner must be an optax transformation, such as .*, but was the function adam"):
     layer_statistics(optax.adam)
   with pytest.raises(TypeError, match=r"^structure must be a Structure"):
     layer_statistics(structure={"w": 1})

@@ -1,5 +1,6 @@
 """ND-Adam in one reading pass is the chain of its pieces: the same numbers, from sums that do not cancel."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -260,7 +261,7 @@ def test_derivative_of_an_update():
 
     slopes = jax.jit(jax.grad(loss, (1, 2)), static_argnums=0)
     ours, theirs = (slopes(tx, g, w) for tx in (UNIT_STEP[0], CHAIN_STEP[0]))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), ours, theirs)
+    chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.slow
@@ -284,7 +285,7 @@ def test_leaves_of_other_kinds_take_the_chain(monkeypatch):
     _, state = jax.jit(tx.update)(grads | {"w": None, "small": None}, state, params)
     results[-1] += (state,)
   assert jax.tree.structure(results[0]) == jax.tree.structure(results[1])
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=4 * EPS), *results)
+  chex.assert_trees_all_close(*results, rtol=1e-5, atol=4 * EPS)
 
 
 def test_vmap_and_injected_numbers():
@@ -324,7 +325,7 @@ def test_sums_one_by_one_and_at_once(monkeypatch, along):
   monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cuda, default: cuda(*args))
   got = steps.totals(products, along, ())
   assert [x.shape for x in got] == [np.sum(products[0], along, keepdims=True).shape] * 3
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), got, want)
+  chex.assert_trees_all_close(got, want, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -347,4 +348,4 @@ def test_vectors_on_a_mesh(spec, kind):
       inside = jax.shard_map(tx.update, in_specs=specs, out_specs=specs[:2])
       for update in (jax.jit(tx.update), jax.jit(inside)):
         got = update(*args)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-15), got, want)
+        chex.assert_trees_all_close(got, want, rtol=1e-12, atol=1e-15)

@@ -1,6 +1,5 @@
 """Reports of a comparison: a tidy table of every run, and a summary in words."""
 
-import contextlib
 import csv
 import dataclasses
 import json
@@ -68,25 +67,29 @@ def _write(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
   unchanged = path.exists() and path.read_text("utf-8") == text
   path.write_text(text, "utf-8")
   paths = [folder / name for name in ("runs.csv", "runs.json", "comparisons.json", "summary.md")]
-  drawn = [folder / name for name in (PAGE, *PICTURES)]
-  if unchanged and all(path.exists() for path in drawn):
-    return paths + drawn
-  for draw in (_page, _pictures):
-    with contextlib.suppress(ImportError):  # no plotly, no matplotlib
-      paths += draw(comparison, folder)
-  return paths
+  return paths + _page(comparison, folder, unchanged) + _pictures(comparison, folder, unchanged)
 
 
-def _page(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
-  from optax_ext.compare.page import page
+def _page(comparison: Outcome, folder: pathlib.Path, unchanged: bool) -> list[pathlib.Path]:
+  path = folder / PAGE
+  if unchanged and path.exists():
+    return [path]
+  try:
+    from optax_ext.compare.page import page
+  except ImportError:  # no plotly
+    return []
+  path.write_text(page(comparison), "utf-8")
+  return [path]
 
-  (folder / PAGE).write_text(page(comparison), "utf-8")
-  return [folder / PAGE]
 
-
-def _pictures(comparison: Outcome, folder: pathlib.Path) -> list[pathlib.Path]:
-  from optax_ext.compare.pictures import save_pictures
-
+def _pictures(comparison: Outcome, folder: pathlib.Path, unchanged: bool) -> list[pathlib.Path]:
+  paths = [folder / name for name in PICTURES]
+  if unchanged and all(path.exists() for path in paths):
+    return paths
+  try:
+    from optax_ext.compare.pictures import save_pictures
+  except ImportError:  # no matplotlib
+    return []
   return save_pictures(comparison, folder)
 
 

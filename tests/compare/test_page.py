@@ -2,6 +2,7 @@
 
 import html.parser
 import math
+import sys
 
 import optax
 import pytest
@@ -119,6 +120,20 @@ def test_pictures_show_what_was_measured():
 def test_what_a_cell_is_sorted_by(text, number):
   [(_, attributes, said)] = Elements(pages._cell(text)).found
   assert (attributes.get("data-number"), said) == (number, text)
+
+
+def test_the_page_is_written_once_and_left_out_without_plotly(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "optax_ext.compare.pictures", None)  # as if matplotlib were missing
+  found, path = comparison(), tmp_path / "report.html"
+  names = ["runs.csv", "runs.json", "comparisons.json", "summary.md"]
+  assert [of.name for of in save(found, tmp_path)] == [*names, "report.html"]
+  path.write_text("as it was")
+  save(found, tmp_path)
+  assert path.read_text() == "as it was"
+  save(comparison(4), tmp_path)
+  assert path.read_text().startswith("<!doctype html>")
+  monkeypatch.setitem(sys.modules, "optax_ext.compare.page", None)
+  assert [of.name for of in save(found, tmp_path)] == names
 
 
 @pytest.mark.browser

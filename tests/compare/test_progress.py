@@ -1,10 +1,11 @@
 """Progress says what is compiling, how long all will take, and what a folder holds, one line a phase in a log."""
 
 import io
+import time
 
 import pytest
 
-from optax_ext.compare import Protocol, progress
+from optax_ext.compare import Protocol
 from optax_ext.compare.design import Design
 from optax_ext.compare.progress import Progress, duration
 
@@ -12,7 +13,7 @@ from optax_ext.compare.progress import Progress, duration
 @pytest.fixture
 def clock(monkeypatch):
   now = [0.0]
-  monkeypatch.setattr(progress.time, "perf_counter", lambda: now[0])
+  monkeypatch.setattr(time, "perf_counter", lambda: now[0])
   return now
 
 

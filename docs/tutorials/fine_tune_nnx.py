@@ -181,8 +181,8 @@ plt.show()
 #   pretrained models, whose first layers know more than a few images can teach. Frozen layers also need no optimizer
 #   state. Measure on your own model, and tune the rate of each way, as above.
 #
-# The picture shows every rate. To report one number for each way, choose the rate on other images than the tested ones,
-# as :doc:`/comparing` does.
+# The picture shows every rate. To report one number for each way, choose the rate on other images than the tested
+# ones, as :doc:`/comparing` does.
 #
 # Where to go on:
 #

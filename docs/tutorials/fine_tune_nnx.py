@@ -175,8 +175,8 @@ plt.show()
 # %%
 # Two things to learn from this picture:
 #
-# - **The head alone falls behind**, at any rate: about 0.89 against 0.95. The features of the digits 0 to 4 separate the
-#   digits 5 to 9 less well.
+# - **The head alone falls behind**, at any rate: about 0.89 against 0.95. The features of the digits 0 to 4 separate
+#   the digits 5 to 9 less well.
 # - **On a network this small, all parameters at one rate do best.** Freezing and layer decay are made for large
 #   pretrained models, whose first layers know more than a few images can teach. Frozen layers also need no optimizer
 #   state. Measure on your own model, and tune the rate of each way, as above.

@@ -82,8 +82,12 @@ class Arm:
   start: Callable[[jax.Array], jax.Array] = lambda weight: weight
 
 
-def in_8_bits(make: Make) -> optax.GradientTransformation:
-  return optax_ext.quantize_state(make(), min_size=1024)
+def in_8_bits(make: Make, **options: Any) -> optax.GradientTransformation:
+  return optax_ext.quantize_state(make(), min_size=1024, **options)
+
+
+def in_8_bits_by_chance(make: Make) -> optax.GradientTransformation:
+  return in_8_bits(make, rounding=optax_ext.stochastic(1))
 
 
 def in_16_bits(make: Make) -> optax.GradientTransformation:
@@ -94,6 +98,7 @@ ARMS = {
   "float32": Arm(lambda make: make()),
   "control: float32, another last bit": Arm(lambda make: make(), start=lambda weight: weight * (1 + 2.0**-23)),
   "24 bits, 8-bit moments": Arm(lambda make: optax_ext.split_weights(in_8_bits(make)), BF16),
+  "24 bits, 8-bit moments by chance": Arm(lambda make: optax_ext.split_weights(in_8_bits_by_chance(make)), BF16),
   "24 bits, bfloat16 moments": Arm(lambda make: optax_ext.split_weights(in_16_bits(make)), BF16),
   "16 bits by chance, 8-bit moments": Arm(lambda make: optax_ext.split_weights(in_8_bits(make), bits=16), BF16),
   "bfloat16 throughout": Arm(lambda make: make(), BF16),
@@ -110,7 +115,7 @@ class Task:
   @functools.cached_property
   def structure(self) -> optax_ext.Structure:
     """What CaAdam is told of the network."""
-    return self.problem.hints["structure"]
+    return self.problem.structure
 
   @functools.cached_property
   def measured(self) -> dict[str, Any]:
@@ -311,7 +316,8 @@ INTRODUCTION = """\
 
 Each optimizer at the rate that is best for it in float32, cosine to 0; means of {seeds} seeds; ratios paired by seed,
 with 95 % intervals (Student's t). "24 bits" is `split_weights(quantize_state(…))` or, with bfloat16 moments, those
-rounded by chance; "16 bits by chance" is `split_weights(quantize_state(…), bits=16)`; "bfloat16 throughout" is the
+rounded by chance; "8-bit moments by chance" are `quantize_state(…, rounding=stochastic(1))`; "16 bits by chance" is
+`split_weights(quantize_state(…), bits=16)`; "bfloat16 throughout" is the
 optimizer alone, on bfloat16 weights. Bytes kept are weights and state for each parameter; small leaves keep float32
 moments. Losses are those of `join_weights`, and of the bfloat16 weights (the float32 arms': rounded once, at the end).
 Gradients are taken at the bfloat16 weights. The control shows how far float32 parts from float32, from weights that

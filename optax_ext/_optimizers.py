@@ -51,9 +51,9 @@ def exadam(
       m̃ = m/c₁·d₁                  ṽ = v/c₂·d₂                   g̃ = g/c₁·d₁
       θ ← θ − α·½·ln(2(t+1))·(m̃ + g̃)/(√(ṽ + ε̄) + ε) − α·λ·θ
 
-  At Adam's learning rate its steps are 7 to 12 times Adam's where gradients are steady and up to 28 times where they
-  are noise (2 to 16 times without the logarithm), so tune it: start at a tenth of Adam's rate. Its steps depend on the
-  gradient's scale where |g| is not large against √ε.
+  At Adam's learning rate EXAdam's steps are 7 to 12 times as long as Adam's where gradients are steady, and up to 28
+  times where gradients are noise (2 to 16 times without the logarithm). So tune the rate: start at a tenth of Adam's.
+  The steps depend on the gradient's scale where |g| is not large against √ε.
 
   Args:
     learning_rate: α, a number or a schedule of the count.
@@ -67,7 +67,7 @@ def exadam(
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
       bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
     log_step: Whether to use the logarithmic step size of the paper's first version; its second version has none.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
 
@@ -142,7 +142,7 @@ def adamnx(
       m ← β₁,ₜ·m + (1−β₁,ₜ)·g          v ← β₂,ₜ·v + (1−β₂,ₜ)·g²
       θ ← θ − α·m/(√(v + ε̄) + ε) − α·λ·θ
 
-  With β₂ = 0.99 the second moment has a time constant of 9,950 steps, and is in effect frozen after 50,000.
+  With β₂ = 0.99 the second moment has a time constant of 9,950 steps. After 50,000 steps it is in effect frozen.
 
   Args:
     learning_rate: α, a number or a schedule of the count.
@@ -155,7 +155,7 @@ def adamnx(
     mask: What the decay applies to, as in `optax.adamw`; the authors decay weights, not biases or norms.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
       bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     rule: Scales each leaf's step, not its decay, as in `caadam`: `MaximalUpdate(base)` or `LayerDecay(0.75)`, say.
     structure: Facts about the network, for the rule.
 
@@ -228,7 +228,7 @@ def caadam(
       m̂ = m/(1 − β₁ᵗ)              v̂ = v/(1 − β₂ᵗ)
       θ ← θ − α·S·m̂/(√(v̂ + ε̄) + ε) − α·λ·θ
 
-  S comes from the rule: `Additive`, `Multiplicative`, `ByDepth` (γ = 0.95, 5 and 1 by default). Look at it before
+  S comes from the rule: `Additive`, `Multiplicative`, `ByDepth` (γ = 0.95, 5 and 1 by default). Look at S before
   training, with `print(structure_from_params(params).table(rule))`.
 
   Args:
@@ -244,7 +244,7 @@ def caadam(
     structure: Facts about the network; by default `structure_from_params` of the parameters that the optimizer sees.
     nu_dtype: Stores v; by default float32 for narrower parameters, else their dtype. A bfloat16 parameter then has 6
       bytes of state, where `optax.adamw` has 4; with `jnp.bfloat16` and `rounding=stochastic(seed)` it has 4, too.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
 
   Returns:
     An `optax.GradientTransformationExtraArgs`; updates have the parameters' dtypes.
@@ -319,17 +319,17 @@ def nd_adam(
   Leaves that hold no vectors (biases, norms) take Adam's step with α. Start from `normalize_vectors(params, axes)`, as
   the algorithm does.
 
-  Large leaves are stepped from sums that one reading of memory gives, in place of three (on a TPU 32 bytes of traffic
-  for a float32 parameter, where the chain of pieces moves 44), and agree with the chain to rounding. Scalars, complex
-  leaves, leaves of fewer than 2¹⁶ elements, leaves with a symbol in their shape (`jax.export`) and vectors that a mesh
-  with explicit axes splits take the chain itself.
+  Large leaves take a step in one pass over memory: the chain of pieces needs three. On a TPU such a step moves 32 bytes
+  for a float32 parameter, the chain 44. Both agree to rounding. The chain itself steps scalars, complex leaves, leaves
+  of fewer than 2¹⁶ elements, leaves with a symbol in their shape (`jax.export`), and vectors that a mesh with explicit
+  axes splits.
 
-  The method rests on a condition: a normaliser of its own (batch norm) follows each unit, so that the length of the
-  unit's vector has no effect. `axes=structure_from_model(...).normalised_axes()` finds these units and leaves all
-  others to Adam: output, embeddings, attention, low-rank adapters.
+  The method has a condition: a normaliser of its own (batch norm) follows each unit, so that the length of the unit's
+  vector has no effect. `axes=structure_from_model(...).normalised_axes()` finds these units and leaves everything else
+  to Adam: output, embeddings, attention, low-rank adapters.
 
-  What changes the update afterwards breaks the unit length: a link after nd_adam, `optax.apply_every`,
-  `optax.contrib.schedule_free`. There, let `renormalize_params(axes)` be the last link, outside of them all.
+  Anything that changes the update afterwards breaks the unit length: a link after nd_adam, `optax.apply_every`,
+  `optax.contrib.schedule_free`. In such a chain let `renormalize_params(axes)` be the last link, outside of all others.
 
   Args:
     learning_rate: α of the scalars, a number or a schedule of the count.
@@ -348,10 +348,10 @@ def nd_adam(
       has 2 + 4/n bytes of state for each.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
       `axis_name(path, leaf)` that returns one or `None`. Under `jax.jit` none is needed.
-    rounding: Of moments stored in bfloat16: `None` to the nearest, or `stochastic(seed)`.
+    rounding: How moments stored in bfloat16 are rounded: `None` to the nearest, or by chance with `stochastic(seed)`.
     kernel: `"pallas"` lets `update_and_apply` step a leaf with one kernel on TPUs, if blocks of whole vectors fit on
-      the chip; a warning names the leaves that it does not serve. On a mesh call it inside `jax.shard_map`: where no
-      `jax.set_mesh` says that there is one, XLA refuses to partition it.
+      the chip. A warning names the leaves that the kernel does not serve. On a mesh call it inside `jax.shard_map`: XLA
+      refuses to partition the kernel where no `jax.set_mesh` tells of the mesh.
 
   Returns:
     An `optax.GradientTransformationExtraArgs` that needs `params`; updates have the parameters' dtypes.
@@ -364,10 +364,10 @@ def nd_adam(
   Warns:
     UserWarning: the numbers look as if decay rates had been given first, as `(0.9, 0.999, 1e-3)`; at init,
 
-      - when there are leaves and none holds vectors, so that all take Adam's step: inside `optax.flatten`, and where
-        `optax.masked` or `optax.partition` show it biases alone;
+      - when there are leaves but no vectors, so that all leaves take Adam's step: inside `optax.flatten`, and where
+        `optax.masked` or `optax.partition` show nd_adam biases alone;
       - when the axes come from a structure and no normaliser is known to follow the units of a vector;
-      - when a vector's length is not within 1% of 1. Inside `jax.jit` lengths are not known, and nothing is said.
+      - when a vector's length is not within 1% of 1. Inside `jax.jit` lengths are not known, and there is no warning.
 
   Example:
     >>> import jax.numpy as jnp

@@ -17,16 +17,16 @@ class BatchNormLogits(nn.Module):
 
       z ← γ_C·(z − mean)/√(variance + ε) + shift
 
-  Statistics run over all axes but the last. The shift is learnable; the scale is not, so that the optimizer cannot make
-  logits grow. Like `flax.linen.BatchNorm`, it keeps running statistics in the collection `batch_stats`, which must be
-  mutable in training.
+  Statistics run over all axes but the last. The shift is learned; the scale is constant, so that the optimizer cannot
+  make logits grow. Like `flax.linen.BatchNorm`, the layer keeps running statistics in the collection `batch_stats`,
+  which must be mutable in training.
 
   Attributes:
     scale: γ_C; the authors take 2.5 for 10 classes and 1 for 100.
-    momentum: Of the running statistics.
+    momentum: Decay rate of the running statistics.
     epsilon: ε.
-    dtype: Of the result; by default the logits', float32 at least inside.
-    param_dtype: Of the shift.
+    dtype: The result's dtype; by default the logits'. Arithmetic is float32 at least.
+    param_dtype: The shift's dtype.
     axis_name: Name of a mapped axis over which to take statistics too.
 
   Example:

@@ -17,18 +17,18 @@ class BatchNormLogits(nnx.Module):
 
       z ← γ_C·(z − mean)/√(variance + ε) + shift
 
-  Statistics run over all axes but the last. The shift is learnable; the scale is not, so that the optimizer cannot make
-  logits grow. It follows the module's `train()` and `eval()` as `flax.nnx.BatchNorm` does.
+  Statistics run over all axes but the last. The shift is learned; the scale is constant, so that the optimizer cannot
+  make logits grow. The layer follows the module's `train()` and `eval()` as `flax.nnx.BatchNorm` does.
 
   Args:
     num_classes: Size of the logits' last axis.
     scale: γ_C; the authors take 2.5 for 10 classes and 1 for 100.
-    momentum: Of the running statistics.
+    momentum: Decay rate of the running statistics.
     epsilon: ε.
-    dtype: Of the result; by default the logits', float32 at least inside.
-    param_dtype: Of the shift.
+    dtype: The result's dtype; by default the logits'. Arithmetic is float32 at least.
+    param_dtype: The shift's dtype.
     axis_name: Name of a mapped axis over which to take statistics too.
-    rngs: As all NNX layers take.
+    rngs: Random keys, as all NNX layers take them.
 
   Example:
     >>> layer = BatchNormLogits(2, rngs=nnx.Rngs(0))

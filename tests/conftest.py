@@ -11,6 +11,7 @@ import gc
 import os
 import tempfile
 
+import chex
 import hypothesis
 import jax
 import pytest
@@ -68,6 +69,11 @@ def _optimization(request):
 def _faults_of_the_reader_are_errors(monkeypatch):
   """Users get a note where the reader of networks meets a form that it does not know; tests get the error."""
   monkeypatch.setattr(reader, "safety_net", False)
+
+
+@pytest.fixture(autouse=True)
+def _traces_are_counted_in_each_test():
+  chex.clear_trace_counter()
 
 
 @pytest.fixture

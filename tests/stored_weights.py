@@ -1,12 +1,13 @@
-"""Weights in two parts that are rounded by chance, and a step on them, for the tests of kernels."""
+"""Weights in two parts and moments in codes, all rounded by chance, and a step on them, for the tests of kernels."""
 
 import jax
 import jax.numpy as jnp
 
 from optax_ext._memory.elementwise import Program
-from optax_ext._memory.stored import IN_CODES, in_parts
+from optax_ext._memory.stored import in_codes, in_parts
 
 IN_TWO_PARTS = in_parts(24, by_chance=True)
+IN_CODES = in_codes(by_chance=True)
 KINDS = (IN_TWO_PARTS, IN_CODES, IN_CODES)
 
 
@@ -28,9 +29,9 @@ def parts_of(shape, scales, abstract=False):
 
   def make():
     weights, mu, nu = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
-    codes = lambda x, dtype: IN_CODES.write(x, None, jnp.zeros(shape, dtype), jnp.ones(scales))
-    zeros = jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.int8)
-    split = IN_TWO_PARTS.write(weights, lambda: jnp.zeros(shape, jnp.uint32), *zeros)
+    no_bits = lambda: jnp.zeros(shape, jnp.uint32)
+    codes = lambda x, dtype: IN_CODES.write(x, no_bits, jnp.zeros(shape, dtype), jnp.ones(scales))
+    split = IN_TWO_PARTS.write(weights, no_bits, jnp.zeros(shape, jnp.bfloat16), jnp.zeros(shape, jnp.int8))
     return [split, codes(mu, jnp.int8), codes(nu * nu, jnp.uint8)]
 
   return jax.eval_shape(make) if abstract else make()

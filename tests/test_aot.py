@@ -274,12 +274,12 @@ def test_weights_in_parts_move_once(speed, target):
   """Two bytes and one of weights, two of moments, two of gradient: 12.0, and the scales; no temporaries."""
   shape, on_target = (4096, 4096), SingleDeviceSharding(speed("targets").devices_of(target)[0])
   parts = stored_weights.parts_of(shape, (4096, 1), abstract=True)
-  key, grad = jax.ShapeDtypeStruct((2,), jnp.uint32), jax.ShapeDtypeStruct(shape, jnp.bfloat16)
-  args = jax.tree.map(lambda x: x.update(sharding=on_target), (key, grad, parts))
+  keys, grad = jax.ShapeDtypeStruct((4,), jnp.uint32), jax.ShapeDtypeStruct(shape, jnp.bfloat16)
+  args = jax.tree.map(lambda x: x.update(sharding=on_target), (keys, grad, parts))
   step = stored_weights.adam(shape)
 
-  def stepped(key, grad, parts):
-    return kernel_of(step, stored_weights.KINDS, grad, parts)([], key, grad, parts)
+  def stepped(keys, grad, parts):
+    return kernel_of(step, stored_weights.KINDS, grad, parts)([], keys, grad, parts)
 
   with speed("targets").lowering_for(target):
     lowered = jax.jit(stepped, donate_argnums=2).lower(*args)

@@ -26,9 +26,10 @@ ELEMENTWISE = {
 }
 
 
+donating = functools.partial(jax.jit, donate_argnums=(0, 1))
+
+
 def step_of(tx):
-  @functools.partial(jax.jit, donate_argnums=(0, 1))
-  @chex.assert_max_traces(1)
   def step(params, state, grads):
     updates, state = tx.update(grads, state, params)
     return optax.apply_updates(params, updates), state
@@ -37,7 +38,7 @@ def step_of(tx):
 
 
 def compiled(tx):
-  return step_of(tx).lower(PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS).compile()
+  return donating(step_of(tx)).lower(PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS).compile()
 
 
 def bytes_per_parameter(tx):
@@ -46,7 +47,7 @@ def bytes_per_parameter(tx):
 
 @pytest.mark.parametrize("tx", ELEMENTWISE.values(), ids=ELEMENTWISE)
 def test_one_trace(tx):
-  step, params = step_of(tx), jax.tree.map(jnp.copy, PARAMS)
+  step, params = donating(chex.assert_max_traces(step_of(tx), 1)), jax.tree.map(jnp.copy, PARAMS)
   state = tx.init(params)
   for _ in range(3):
     params, state = step(params, state, PARAMS)

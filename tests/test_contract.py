@@ -453,6 +453,6 @@ def test_numpy_parameters_of_double_precision(make):
   """Without x64 jax has no float64; they are taken as float32, without a word, as by optax."""
   params = {"Dense_0": {"kernel": np.ones((4, 3)), "bias": np.ones(3)}, "Dense_1": {"kernel": np.ones((3, 2))}}
   with warnings.catch_warnings(action="error"):
-    warnings.filterwarnings("ignore", "nd_adam keeps")
+    warnings.filterwarnings("ignore", "(nd_adam keeps|split_weights splits no)")
     updates = jax.eval_shape(functools.partial(updated, make(RATE)), params, params)
   assert {leaf.dtype.name for leaf in jax.tree.leaves(updates)} == {"float32"}

@@ -1,4 +1,4 @@
-"""The README's code runs, and prints what it says."""
+"""The code of README runs and prints what README says; the tables of memory say what states take."""
 
 import functools
 
@@ -10,7 +10,7 @@ import support
 
 import optax_ext
 
-README = (support.ROOT / "README.md").read_text(encoding="utf-8")
+MEMORY = (support.ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
 blocks = functools.partial(support.blocks, support.ROOT / "README.md")
 
 
@@ -46,7 +46,7 @@ def test_bytes_of_state_are_those_of_the_table():
     [optax_ext.nd_adam(1e-3, axes=axes, kernel="pallas")],
     [optax_ext.nd_adam(1e-3, axes=axes, mu_dtype=half, kernel="pallas")],
   ]
-  table = README.split("| bytes of state |")[1].split("\n\n")[0]
+  table = MEMORY.split("| bytes of state |")[1].split("\n\n")[0]
   stated = [float(line.rsplit("|", 2)[1]) for line in table.splitlines()[2:]]
   for number, txs in zip(stated, rows, strict=True):
     for tx in txs:
@@ -61,7 +61,7 @@ def test_bytes_kept_are_those_of_the_table():
     optax_ext.adamnx(1e-3, mu_dtype=half, nu_dtype=half, rounding=optax_ext.stochastic(0)),
     *[optax_ext.quantize_state(optax.adam(1e-3))] * 2,
   ]
-  table = README.split("| bytes kept |")[1].split("\n\n")[0]
+  table = MEMORY.split("| bytes kept |")[1].split("\n\n")[0]
   for line, tx in zip(table.splitlines()[2:], rows, strict=True):
     kept = 2 + optax_ext.state_bytes(optax_ext.split_weights(tx), params).per_param
     assert kept == pytest.approx(float(line.rsplit("|", 2)[1]), rel=1e-3)

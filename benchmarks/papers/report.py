@@ -24,9 +24,9 @@ from pages import Pages, badly_chosen, in_words, percent, said, table
 
 from optax_ext.compare import paired
 from optax_ext.compare.problems.papers import CALIFORNIA
-from optax_ext.compare.report import mean_of_survivors
 from optax_ext.compare.run import Result
 from optax_ext.compare.statistics import Difference, adjust
+from optax_ext.compare.tables import mean_of_survivors
 
 RULES = ("additive", "multiplicative", "depth")
 # Of CaAdam's published comparisons: end of the folder's name, option, title.
@@ -72,72 +72,101 @@ Measured = dict[str, list[float]]  # a metric of each run, by optimizer, in the 
 
 INTRODUCTION = """# The papers' experiments, run again
 
-Three questions for each paper: what does it claim; what comes out when its own comparison is repeated, all optimizers
-at one learning rate; and what is left when every optimizer, Adam too, has its own best learning rate, found on
-validation data with as many trials, and is judged on test data with fresh seeds.
+This page answers three questions about each paper:
 
-Differences are between runs of the same seed (initialisation, order of the data, dropout), with 95% bootstrap intervals
-over seeds, which are too narrow for few of them: of normal values they hold the mean in 93% of cases with 30 seeds, in
-84% with 5. "better" and "worse" need p < 0.05 after Holm's adjustment (from 5 seeds on) and an interval without 0;
-"equal" an interval inside ±0.5% of the baseline; all else is "undecided", and where all seeds agree in sign, that is
-said. Networks and data are small: see the limits at the end. Raw results, one line a run, lie in `papers/`;
-`python benchmarks/papers/report.py` makes this page of them.
+1. What does the paper claim?
+2. What comes out when its own comparison is repeated, with all optimizers at one learning rate?
+3. What is left when every optimizer, Adam too, has its own best learning rate? That rate is found on validation data,
+   with equally many trials for each. Test data and fresh seeds judge it.
+
+A difference is between runs of the same seed: the same initialisation, order of the data and dropout. Brackets hold its
+95% bootstrap interval over seeds. The interval is too narrow for few seeds: of normal values it holds the mean in 93%
+of cases with 30 seeds, in 84% with 5. The verdicts:
+
+| verdict | condition |
+| --- | --- |
+| better, worse | p < 0.05 after Holm's adjustment, and the interval excludes 0; needs 5 seeds |
+| equal | the interval lies inside ±0.5% of the baseline |
+| undecided | all else; where all seeds agree in sign, the table says so |
+
+Networks and data are small: see the limits at the end. Raw results, one line for each run, are in `papers/`. `python
+benchmarks/papers/report.py` makes this page of them.
 """
 
 CAADAM = """## CaAdam
 
-Claim: connection-aware step sizes beat Adam on California Housing, RMSE 1.4 to 2.9% lower with the multiplicative rule
-on five of six networks (all at the learning rate 1e-3). Its code multiplies all kernels alike by 1.95 (additive) or 5
-(multiplicative), which is not what its equations say: for these two the comparison is of learning rates. By depth it
-counts variables instead of layers; its factors differ from layer to layer. "Adam at the same scale" has the learning
-rate 1e-3 times the geometric mean of the kernels' published factors. The paper's two tables disagree on one case: for
-the multiplicative rule on 64-32 its RMSE, 0.446, is 4.3% below its Adam's, but its gain 2.07%.
+Claim: connection-aware step sizes beat Adam on California Housing. The multiplicative rule has an RMSE 1.4 to 2.9%
+lower on five of six networks, all at the learning rate 1e-3.
+
+- The paper's code multiplies all kernels by the same factor: 1.95 (additive) or 5 (multiplicative). Its equations say
+  otherwise. So for these two rules the paper compares learning rates.
+- By depth the code counts variables instead of layers. Its factors do differ from layer to layer.
+- "Adam at the same scale" has the learning rate 1e-3 times the geometric mean of the kernels' published factors.
+- The paper's two tables disagree on one case, the multiplicative rule on 64-32: its RMSE of 0.446 is 4.3% below the
+  paper's Adam, but its gain is given as 2.07%.
 """
 
 EXADAM = """## EXAdam
 
-Claims: on Shakespeare, all at 1e-4, a training loss of 0.611 where Adam has 1.322; its best validation loss is 1.497,
-but its last, 1.794, is worse than Adam's, 1.567, which still falls. (At Adam's learning rate its steps
-are 7 to 28 times Adam's: `tests/test_optimizers.py`.) Here the model is smaller and reads the text's first tenth, for
-2,000 steps. Adafactor is optax's, whose steps are relative to the parameters' size, and short at 1e-4.
+Claims, on Shakespeare, with all optimizers at 1e-4:
+
+| loss | EXAdam | Adam |
+| --- | --- | --- |
+| training | 0.611 | 1.322 |
+| validation, best | 1.497 | |
+| validation, last | 1.794 | 1.567, still falling |
+
+At Adam's learning rate EXAdam's steps are 7 to 28 times as long as Adam's (`tests/test_optimizers.py`). Here the model
+is smaller. It reads the first tenth of the text for 2,000 steps. Adafactor is optax's: its steps are relative to the
+size of the parameters, and short at 1e-4.
 """
 
 IMAGES = """## Images: EXAdam and CaAdam
 
-EXAdam claims 92.1% on CIFAR-10, all at 1e-4, where Adam has 89.7%. CaAdam claims for its multiplicative rule 83.1% on
-CIFAR-10 (Adam 79.8%) and 50.7% on CIFAR-100 (47.8%), and by depth 7.4% error on Fashion-MNIST (7.7%). Here: a small
-strided convolutional network with batch norm on 10,000 images of Fashion-MNIST.
+| claim | data | claimed | Adam's |
+| --- | --- | --- | --- |
+| EXAdam, all at 1e-4, accuracy | CIFAR-10 | 92.1% | 89.7% |
+| CaAdam multiplicative, accuracy | CIFAR-10 | 83.1% | 79.8% |
+| CaAdam multiplicative, accuracy | CIFAR-100 | 50.7% | 47.8% |
+| CaAdam by depth, error | Fashion-MNIST | 7.4% | 7.7% |
+
+Here a small convolutional network with strides and batch norm learns from 10,000 images of Fashion-MNIST.
 """
 
 ADAMNX = """## AdamNX
 
-Claim: its second-moment decay beats Adam's, Adafactor's and AdaX's inside the same optimizer (CIFAR-100, top-1 error:
-39.44 Adam, 41.22 Adafactor, 35.22 AdaX, 34.27 AdamNX; one seed, one learning rate). AdamNX's decay is AdaX's in other
-symbols; at the defaults they are nearly the same rule. Below adam, adafactor, adax and adamnx are these decays inside
-one AdamW (weight decay 0.01 on weights, the learning rate falling linearly to 1% over the first 60% of the steps).
-"Matched" is β₂ = 0.945, with which 2,000 steps weigh the past as the paper's training does with 0.99; "adax as adamnx,
-matched" is AdaX at the β that makes it the same rule.
+Claim: AdamNX's second-moment decay beats the decays of Adam, Adafactor and AdaX inside the same optimizer. The paper's
+top-1 errors on CIFAR-100, one seed at one learning rate, are 39.44 (Adam), 41.22 (Adafactor), 35.22 (AdaX) and 34.27
+(AdamNX).
+
+- AdamNX's decay is AdaX's in other symbols. At the defaults they are nearly the same rule.
+- Below, adam, adafactor, adax and adamnx are these four decays inside one AdamW. Its weight decay is 0.01, on weights;
+  its learning rate falls linearly to 1% over the first 60% of the steps.
+- "Matched" is β₂ = 0.945. With it 2,000 steps weigh the past as the paper's training does with 0.99.
+- "adax as adamnx, matched" is AdaX at the β that makes it the same rule.
 """
 
 ND_ADAM = """## ND-Adam
 
-Claims: it closes the gap in generalisation between Adam and SGD (CIFAR-10, WRN-28-10: 3.70% test error, SGD 3.80%),
-since it controls the angle of each step; batch-normalised logits help further.
+Claims: ND-Adam closes the gap in generalisation between Adam and SGD, because it controls the angle of each step
+(CIFAR-10, WRN-28-10: 3.70% test error, SGD 3.80%). Batch-normalised logits help further.
 """
 
 LIMITS = """## Limits
 
-- Everything ran on a CPU: small networks, short trainings. EfficientNet and object detection are not among the
-  experiments; ResNet-20 and the 14.3M-parameter language model (`exadam.py rivals --full`) are, for a GPU. No GPU was
-  at hand: `benchmarks/device.sh` runs what needs one, this model among it, in one command.
-- The search for a learning rate is a grid of half decades, extended by up to three a side where the best is at an edge,
-  refined by 10^(1/4) around its best, and topped up in finer steps until all optimizers have equally many trials. On
-  images and text, unless told otherwise, one seed chooses: an optimizer may be unlucky in its rate, and intervals over
-  reporting seeds do not contain that luck (AdaX and AdamNX, nearly the same rule, show how much it is).
-- Of runs with more than 20 evaluations raw results hold about eight, the best and the last among them. Steps to target
-  need all: they were not kept for the California comparisons, whose tables have a – for them.
-- CaAdam's paper does not say how features and target are standardised: here by mean and deviation of the first
-  80%, validation included. Its initialisation is one for all runs, unknown to us: ours is another one.
+- Everything ran on a CPU: small networks, short trainings. `benchmarks/device.sh` runs what needs a GPU, in one
+  command; no GPU was at hand. ResNet-20 and the language model of 14.3M parameters (`exadam.py rivals --full`) wait for
+  a GPU. EfficientNet and object detection are not among the experiments.
+- The search for a learning rate is a grid of half decades. The grid is extended by up to three rates a side where the
+  best one is at an edge, refined by 10^(1/4) around the best, and topped up in finer steps until all optimizers have
+  equally many trials.
+- On images and text one seed chooses the rate, unless told otherwise. An optimizer may be unlucky in its rate, and
+  intervals over reporting seeds do not contain that luck. AdaX and AdamNX, nearly the same rule, show how large it is.
+- Raw results of runs with more than 20 evaluations hold about eight, the best and the last among them. Steps to target
+  need all evaluations. The California comparisons did not keep them: their tables have a – there.
+- CaAdam's paper does not say how features and target are standardised. Here they are, by mean and deviation of the
+  first 80%, validation included. The paper has one initialisation for all runs, which is unknown to us. Ours is another
+  one.
 """
 
 
@@ -216,10 +245,11 @@ def in_short(pages: Pages) -> list[str]:
       once = against(values[optimizer], values[baseline]) if values else "not run yet"
     rows.append([what, claim, once, pages.verdict(name, optimizer, baseline, "tuned")])
   explained = (
-    "How far the optimizer's mean is below its baseline's (Adam's where none is named), in % of it: + is better. "
-    "Claims are in the same unit, by the papers' own numbers. CaAdam as published has the factors that its code "
-    "miscounted, in the additive and multiplicative rules the same for all kernels; as written it follows its "
-    "equations, on the traced network. ND-Adam's one learning rate is 1e-3, Adam's too, and SGD's 0.1, as published."
+    "The table says how far an optimizer's mean is below its baseline's mean, in % of the baseline's: + is better. The "
+    "baseline is Adam where none is named. Claims are in the same unit, from the papers' own numbers. CaAdam as "
+    "published has the factors that its code miscounted: in the additive and multiplicative rules the same for all "
+    "kernels. CaAdam as written follows its equations, on the traced network. ND-Adam's one learning rate is 1e-3, as "
+    "is Adam's; SGD's is 0.1, as published."
   )
   return ["## In short", "", *counted(pages), *counted_at_same_scale(pages), "", explained, "", *table(rows)]
 
@@ -299,7 +329,7 @@ def caadam(pages: Pages) -> list[str]:
     lines.append("")
   if gaps:
     lines += [
-      "What CaAdam as published adds to Adam with its learning rate multiplied alike (more is better for CaAdam):",
+      "CaAdam as published against Adam with its learning rate multiplied alike (more is better for CaAdam):",
       "",
     ]
     lines += pages.picture("caadam/scale.png", gap_picture(gaps), "CaAdam as published against Adam at the same scale")
@@ -426,8 +456,8 @@ def losses(runs: dict[str, list[Result]], paper: dict[str, tuple[float, float]])
       row.append(", ".join(f"{value:.3f}" for value in paper[name]) if name in paper else "–")
     rows.append(row)
   words = (
-    f"Means of {len(runs['adam'])} seeds; best is where the validation loss is least. The training loss is the mean "
-    "over the steps since the evaluation before, with dropout. The paper's model has 14.3M parameters."
+    f'Means of {len(runs["adam"])} seeds. "Best" is where the validation loss is least. The training loss is the mean '
+    "over the steps since the previous evaluation, with dropout. The paper's model has 14.3M parameters."
   )
   return [words, "", *table(rows)]
 
@@ -455,10 +485,10 @@ def noise(pages: Pages, name: str) -> list[str]:
   rates = [f"{tuned[of][0]:.3g}" for of in NEARLY_THE_SAME]
   words = (
     f'"{SAME_RULE[0]}" and "{SAME_RULE[1]}" are the same rule in other symbols: at one learning rate {of_same[0]}; '
-    f'each tuned, {of_same[1]}. "{NEARLY_THE_SAME[0]}" and "{NEARLY_THE_SAME[1]}" are nearly the same rule and show '
-    f"what is noise: the first is better by {of_near[0]} at one learning rate; each tuned, by {of_near[1]}, as the one "
-    f"tuning seed took the rates {rates[0]} and {rates[1]}. Intervals over reporting seeds do not contain that choice: "
-    "differences of these sizes say nothing here."
+    f'each tuned, {of_same[1]}. "{NEARLY_THE_SAME[0]}" and "{NEARLY_THE_SAME[1]}" are nearly the same rule, and their '
+    f"difference is noise. The first is better by {of_near[0]} at one learning rate. Each tuned, the first is better "
+    f"by {of_near[1]}: the one tuning seed took the rates {rates[0]} and {rates[1]}. Intervals over reporting seeds do "
+    "not contain that choice. Differences of these sizes say nothing here."
   )
   return [words, ""]
 
@@ -502,7 +532,7 @@ def at_published_rates(published: Mapping[str, Measured]) -> list[str]:
   errors = {logits: of for logits, of in published.items() if of}
   words = (
     "ND-Adam at its authors' 1e-3 (its vectors at 50 times that), SGD with momentum and L2 at their 0.1, Adam at 1e-3. "
-    "Below the table: how far ND-Adam's error is below."
+    "The lines below the table say how far ND-Adam's error is below the others'."
   )
   sentences = [
     f"- {logits.replace('_', ' ')} logits: against sgd_l2 {against(of['nd_adam'], of['sgd_l2'])}; against adam "
@@ -551,9 +581,9 @@ def equal_training_loss(runs: dict[str, list[Result]]) -> list[str]:
     lost = [math.nan] * (len(runs[name]) - len(of))
     rows.append([name, spread(errors + lost), f"{mean(steps):.0f}" if steps else "–"])
   words = (
-    f"Where the training loss, the running mean of an epoch, first is at most {reached:.3f}. {least_far} reaches the "
-    "least far: it sets this bar and is measured at its end, the others earlier in the cosine, before their learning "
-    "rates have fallen as far."
+    f"Test error where the training loss, the running mean of an epoch, is first at most {reached:.3f}. {least_far} "
+    "ends with the highest training loss, and so sets this bar. It is measured at its end, the others earlier in the "
+    "cosine, before their learning rates have fallen as far."
   )
   return ["### Test error at equal training loss", "", words, "", *table(rows)]
 
@@ -569,8 +599,8 @@ def initial_scale(runs: dict[str, list[Result]]) -> list[str]:
     each = (f"{mean(of):.2f}% ({min(of):.2f} to {max(of):.2f})" for of in (small, same, large))
     rows.append([name, *each, f"{change:+.2f} points"])
   words = (
-    "Test error (mean, least to most of 3 seeds) at the tuned rate. ND-Adam starts from normalised kernels: the factor "
-    "is gone before its first step, by construction, and only rounding is left. What it saves is what the others show."
+    "Test error (mean, least to most of 3 seeds) at the tuned rate. ND-Adam starts from normalised kernels. So the "
+    "factor is gone before its first step, and only rounding is left. The other optimizers show what this saves."
   )
   return ["### Initial kernels multiplied", "", words, "", *table(rows)]
 
@@ -599,10 +629,10 @@ def angle_lines(pages: Pages, angles: dict[str, dict[str, dict[str, list[float]]
   (growth, early, late), (_, nd_early, nd_late) = changes["adam"], changes["nd_adam"]
   words = (
     "Means over the units of all four convolutions, seed 0, tuned rates. The claims: Adam's angle shrinks as its "
-    "vectors grow, and ND-Adam's follows the schedule (× 1 in the table's last two columns). In the first fifth of the "
-    f"steps, in which Adam's vectors grow × {growth:.2f}, its angle changes by × {early:.2f} relative to the "
-    f"schedule, ND-Adam's by × {nd_early:.2f} (the first tenth contains the start, where all take large steps). From "
-    f"there on Adam's changes by × {late:.2f} and ND-Adam's by × {nd_late:.2f}: ND-Adam's is "
+    "vectors grow; ND-Adam's angle follows the schedule (× 1 in the table's last two columns). In the first fifth of "
+    f"the steps Adam's vectors grow × {growth:.2f}. Relative to the schedule Adam's angle changes by × {early:.2f} "
+    f"there, ND-Adam's by × {nd_early:.2f} (the first tenth contains the start, where all take large steps). Later "
+    f"Adam's angle changes by × {late:.2f}, ND-Adam's by × {nd_late:.2f}: ND-Adam's is "
     f"{'' if abs(nd_late - 1) < abs(late - 1) else 'not '}nearer to the schedule."
   )
   return ["### Angles", "", words, "", *table(rows), *pages.picture("nd_adam/angles.png", figure, "angles and lengths")]

@@ -175,7 +175,7 @@ def in_8_bits(**options: Any) -> optax.GradientTransformation:
 
 
 # Adam on bfloat16 weights and gradients, beside Adam in float32. XLA for TPUs splits some of the steps into several
-# passes, on tpu7x all that mix 8-bit and bfloat16 arrays: BUILD_NOTES has their numbers, which are no limits.
+# passes, on tpu7x all that mix 8-bit and bfloat16 arrays: results/speed/split_weights.md has their numbers, no limits.
 KERNEL: dict[str, Any] = {"axis": -1, "kernel": "pallas"}
 BLOCKS = {"block": 128} | KERNEL
 ONE_PASS_OF_WEIGHTS = {"v5e": 16.1, "gpu": 16.1}

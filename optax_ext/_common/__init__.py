@@ -1,1 +1,1 @@
-"""Small things without any knowledge of optimizers: arguments, dtypes, paths, meshes, kernels."""
+"""Helpers that know nothing of optimizers: arguments, dtypes, paths, meshes, kernels."""

@@ -1,4 +1,4 @@
-"""How an optimizer and the kernel within it agree on a parameter: how it is stored, and that it has been stepped."""
+"""Messages between an optimizer and a kernel inside it: how a parameter is stored, and that it has been stepped."""
 
 from typing import Any, NamedTuple
 

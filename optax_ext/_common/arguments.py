@@ -1,7 +1,7 @@
 """Checks of arguments, made once when an optimizer is built.
 
-Of numbers only Python and NumPy scalars are looked at. A `jax.Array`, concrete or traced, passes: its value belongs to
-the program (`optax.inject_hyperparams` turns every number into one).
+Only Python and NumPy scalars are checked. A `jax.Array`, concrete or traced, passes: its value belongs to the program
+(`optax.inject_hyperparams` turns every number into one).
 """
 
 import inspect

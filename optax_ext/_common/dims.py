@@ -1,4 +1,4 @@
-"""Sizes of arrays that a program is exported for: symbols in place of numbers, which no constant compares with."""
+"""Symbolic array sizes: `jax.export` has them in place of numbers, and no constant compares with them."""
 
 from typing import Any
 

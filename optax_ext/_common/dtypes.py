@@ -1,4 +1,4 @@
-"""Three dtypes of an optimizer: of its arithmetic, of its stored moments, of the updates that it hands back.
+"""The three dtypes of an optimizer: of arithmetic, of stored moments, of returned updates.
 
 Arithmetic is float32 at least. In bfloat16, 0.999 is 1.0, so that a second moment never decays; in float16, ε = 1e-8 is
 0, so that a zero gradient gives 0/0. Only what is stored is rounded.
@@ -133,8 +133,8 @@ def check_trainable(path: str, leaf: Any) -> None:
 def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
   """Runs `inner` and casts its updates to the dtypes of the parameters, or of the gradients where none are given.
 
-  Pieces give updates in the dtype of their arithmetic, float32 for narrower gradients; a chain of one's own ends with
-  this where it must not.
+  Pieces give updates in the dtype of their arithmetic: float32 for narrower gradients. Wrap your own chain where
+  updates must have the parameters' dtypes.
 
   Args:
     inner: The transformation.

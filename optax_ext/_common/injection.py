@@ -32,8 +32,9 @@ class Signature(inspect.Signature):
     bound = super().bind(*args, **kwargs)
     for name in bound.arguments.keys() & self.not_schedules:
       value = bound.arguments[name]
-      if callable(value):
-        bound.arguments[name] = jnp.dtype(value) if name.endswith("_dtype") else Box(value)
+      if not callable(value):
+        continue
+      bound.arguments[name] = jnp.dtype(bound.arguments[name]) if name.endswith("_dtype") else Box(value)
     return bound
 
 

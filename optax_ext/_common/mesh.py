@@ -1,4 +1,4 @@
-"""What a function can tell of its mesh: inside `jax.shard_map` it sees only one device's part of an array."""
+"""Facts about the mesh that a function runs on: inside `jax.shard_map` it sees one device's part of an array."""
 
 import math
 from collections.abc import Callable

@@ -22,8 +22,8 @@ def path_string(path: tuple[Any, ...]) -> str:
 
   Flax boxes a parameter (`nn.Partitioned`, a variable of NNX) in a node with the attribute `value`, and unboxes it
   before an optimizer's update. A path alone does not tell such a box from a module with a field `value`, so that
-  `value` stays here. Whatever sees the tree leaves the box out: `label_paths`, `mask`, `axes` and every other function
-  of a path and a leaf. To get those names for a tree, call `label_paths(lambda path, leaf: path)(tree)`.
+  `path_string` keeps `value`. Functions that see the tree leave the box out: `label_paths`, `mask`, `axes` and every
+  other function of a path and a leaf. To get their names for a tree, call `label_paths(lambda path, leaf: path)(tree)`.
 
   >>> path_string((DictKey("params"), DictKey("Dense_0"), DictKey("kernel")))
   'Dense_0/kernel'
@@ -116,8 +116,8 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
   """Parameter groups by path, for `optax.partition`, `optax.masked` and every `mask`.
 
   Args:
-    label: A regular expression, for whether it is found in a leaf's path; or a function `label(path, leaf)` that
-      returns the name of the leaf's group.
+    label: A regular expression that is searched for in a leaf's path; or a function `label(path, leaf)` that returns
+      the name of the leaf's group.
 
   Returns:
     A function from a tree to a tree of labels: booleans for a regular expression.
@@ -127,8 +127,8 @@ def label_paths(label: str | Callable[[str, Any], Any]) -> Callable[[Any], Any]:
     ValueError: `label` is no regular expression.
 
   Warns:
-    UserWarning: a regular expression is found in no path of a tree. Where `optax.masked` or `optax.partition` hide a
-      part of the tree, nothing is said: the expression may be about that part.
+    UserWarning: a regular expression is found in no path of a tree. There is no warning where `optax.masked` or
+      `optax.partition` hide a part of the tree: the expression may be about that part.
 
   Example:
     >>> groups = label_paths("embed|head")

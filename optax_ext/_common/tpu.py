@@ -1,4 +1,4 @@
-"""What kernels for TPUs share: which leaves they serve, and how much memory they may take."""
+"""Helpers of kernels for TPUs: which leaves a kernel serves, and how much memory a block may take."""
 
 import contextlib
 import importlib

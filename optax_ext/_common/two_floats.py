@@ -1,4 +1,4 @@
-"""Numbers as sums of two floats, for logarithms whose rounding errors a step count multiplies.
+"""Numbers as sums of two floats, for logarithms that are multiplied by a step count.
 
     x = high + low,   |low| ≤ ulp(high)/2
 

@@ -1,9 +1,8 @@
-"""The elementwise part of an optimizer's step, found in its program, and run on arrays of any shape.
+"""Finds the elementwise part of an optimizer's step in its program, and runs it on arrays of any shape.
 
-A fused step runs any optimizer, provided that its step is elementwise: it takes the optimizer's own program apart,
-leaves the numbers that all elements share (bias corrections, rates) to XLA, and evaluates the rest on blocks of a leaf,
-in a kernel or in the shape of blocks of 128 or 256 elements, which spares XLA what it would write to memory between
-shapes.
+A fused step runs any optimizer whose step is elementwise. It takes the optimizer's own program apart. XLA computes the
+numbers that all elements share (bias corrections, rates). The rest is evaluated on blocks of a leaf: in a kernel, or in
+the shape of blocks of 128 or 256 elements, so that XLA writes nothing to memory between two shapes.
 """
 
 import dataclasses

@@ -27,13 +27,13 @@ def step_on_gpu(
   kinds: Sequence[Storage],
   tile: tuple[int, int, int],
   numbers: Any,
-  key: Any,
+  keys: Any,
   grad: Any,
   parts: Sequence[Parts],
 ) -> list[Parts]:
   """A step in one pass, in blocks as `tile_of` says."""
   step = dataclasses.replace(step, evaluate=evaluated_in_triton)
-  return step_in_kernel(step, kinds, GpuBlocks(*tile), numbers, key, grad, parts)
+  return step_in_kernel(step, kinds, GpuBlocks(*tile), numbers, keys, grad, parts)
 
 
 def evaluated_in_triton(equation: Any, operands: Sequence[Any], shape: tuple[int, ...]) -> jax.Array:

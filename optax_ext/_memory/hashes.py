@@ -1,10 +1,11 @@
-"""Random words by a hash of each element's place: few operations, the same in XLA's programs and in kernels.
+"""Random words from a hash of each element's place: few operations, the same in XLA's programs and in kernels.
 
-Neither of jax's kernel compilers for GPUs knows Threefry. In XLA's programs for TPUs Threefry makes a step of split
-weights so long that XLA takes several passes over memory for it.
+Neither of jax's kernel compilers for GPUs knows Threefry. On TPUs Threefry makes a step of split weights so long that
+XLA takes several passes over memory.
 """
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,25 @@ def hashes(key: Any, places: jax.Array) -> jax.Array:
     (steps of φ); Appleby, MurmurHash3, 2011 (mix)
   """
   return _mixed(key[1] ^ _mixed(key[0] + GOLDEN * places))
+
+
+def words_of(keys: Any, places: jax.Array, moments: int) -> list[Callable[[], jax.Array]]:
+  """Random bits for a leaf's weights, 32 for each place, and for each of its moments, 16, as functions that make them.
+
+  Args:
+    keys: Four uint32 words: the key for the weights, then the key for the moments.
+    places: uint32.
+    moments: How many there are.
+  """
+  weights, key = (keys[0], keys[1]), (keys[2], keys[3])
+  of_moment = [functools.partial(half_words, key, places, i) for i in range(moments)]
+  return [functools.partial(hashes, weights, places), *of_moment]
+
+
+def half_words(key: Any, places: jax.Array, i: int) -> jax.Array:
+  """16 random bits for each place, in a uint32. Two values of `i` share a word: its lower half, and its upper."""
+  words = hashes((key[0], key[1] + np.uint32(i // 2)), places)
+  return words >> np.uint32(16) if i % 2 else words & np.uint32(0xFFFF)
 
 
 def places_of(shape: Sequence[int]) -> jax.Array:

@@ -1,4 +1,4 @@
-"""From split weights to float32 ones and back: for evaluation, export and checkpoints."""
+"""Converts split weights to float32 weights and back, for evaluation, export and checkpoints."""
 
 from typing import Any
 
@@ -12,15 +12,15 @@ from optax_ext._memory.two_parts import RESIDUALS, parted
 
 
 def join_weights(params: Any, state: Any) -> Any:
-  """The float32 weights of parameters that `split_weights` trains, for evaluation, export or a checkpoint.
+  """Joins split weights: the float32 weights that `split_weights` trains, for evaluation, export or a checkpoint.
 
   Args:
     params: The parameters, bfloat16 or float16 where they are split.
     state: The optimizer's state, with a `SplitWeightsState` at any depth: in a chain, a partition, a train state.
 
   Returns:
-    A tree like `params`, float32 where they are narrow. Leaves of other dtypes are as they are. For stacked members
-    with a state each, call `jax.vmap(join_weights)`.
+    A tree like `params`, float32 where they are narrow. Leaves of other dtypes are unchanged. For stacked members with
+    a state each, call `jax.vmap(join_weights)`.
 
   Raises:
     ValueError: the state holds no `SplitWeightsState`, or one of other parameters or of these in other dtypes; a
@@ -41,7 +41,7 @@ def join_weights(params: Any, state: Any) -> Any:
 
 
 def split(weights: Any, params: Any, state: Any) -> tuple[Any, Any]:
-  """Takes float32 weights in, such as a checkpoint's: what `join_weights` gives back.
+  """Splits float32 weights, such as a checkpoint's, into parameters and residuals: the inverse of `join_weights`.
 
   Args:
     weights: The float32 weights, a tree like `params`.

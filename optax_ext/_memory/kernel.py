@@ -1,7 +1,7 @@
-"""A step on stored moments as one kernel, which reads and writes each array once.
+"""One kernel for a step on stored moments: it reads and writes each array once.
 
-XLA reads gradient and codes twice, since codes need the largest moment of a row, and then the parameter, to which it
-adds the update. A block of whole rows on chip has all of that at hand. A float32 parameter with 8-bit moments takes 16
+XLA reads gradient and codes twice, because codes need the largest moment of a row. Then it reads the parameter, to add
+the update. A block of whole rows on chip has all of these at hand. A float32 parameter with 8-bit moments takes 16
 bytes of traffic, where XLA's step takes 22; a bfloat16 one with a bfloat16 gradient 10.
 """
 
@@ -17,7 +17,7 @@ from jax.experimental import pallas as pl
 from optax_ext._common import tpu
 from optax_ext._common.tpu import described
 from optax_ext._memory.elementwise import Elementwise
-from optax_ext._memory.hashes import hashes
+from optax_ext._memory.hashes import words_of
 from optax_ext._memory.stored import Parts, Storage, step_stored
 
 
@@ -80,7 +80,7 @@ def step_in_kernel(
   kinds: Sequence[Storage],
   blocks: Blocks,
   numbers: Any,
-  key: Any,
+  keys: Any,
   grad: jax.Array,
   parts: Sequence[Parts],
 ) -> list[Parts]:
@@ -91,7 +91,7 @@ def step_in_kernel(
     kinds: How its weights and moments are stored.
     blocks: How the leaf is cut.
     numbers: What all elements share.
-    key: The two uint32 words of the key that random words come from.
+    keys: Four uint32 words: the keys that random bits for weights and for moments come from.
     grad: The gradient.
     parts: The stored weights and moments.
 
@@ -101,9 +101,9 @@ def step_in_kernel(
   flat, structure = jax.tree.flatten(parts)
   arrays, specs = zip(*(blocks.operand(x, grad.size) for x in (grad, *flat)), strict=True)
 
-  def kernel(numbers_ref, key_ref, grad_ref, *refs):
+  def kernel(numbers_ref, keys_ref, grad_ref, *refs):
     old = structure.unflatten([blocks.load(ref) for ref in refs[: len(flat)]])
-    words = lambda: hashes((key_ref[0], key_ref[1]), blocks.places())
+    words = words_of([keys_ref[i] for i in range(4)], blocks.places(), len(kinds) - 1)
     within = lambda numbers, *arrays: [blocks.inside(x) for x in step(numbers, *arrays)]
     new = step_stored(within, kinds, step.unpacked(numbers_ref), blocks.load(grad_ref), old, words)
     for ref, x in zip(refs[len(flat) :], jax.tree.leaves(new), strict=True):
@@ -124,5 +124,5 @@ def step_in_kernel(
     ),
     interpret=bool(tpu.INTERPRETED),
     name="quantized_step",
-  )(step.packed(numbers), key, *arrays)
+  )(step.packed(numbers), keys, *arrays)
   return structure.unflatten([x.reshape(old.shape) for x, old in zip(new, flat, strict=True)])

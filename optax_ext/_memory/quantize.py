@@ -13,26 +13,30 @@ from jax.tree_util import tree_flatten_with_path
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.arguments import check_transformation, shown
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_updates, stored_like
+from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import innermost_field, map_with_paths
 from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
+from optax_ext._memory.hashes import half_words, places_of
+from optax_ext._memory.rounding import OfLeaf, Stochastic
 from optax_ext._memory.step import NO_KEY, Stepped, check_codes, kernel_of, step_in_xla
-from optax_ext._memory.stored import AS_IS, IN_CODES
+from optax_ext._memory.stored import AS_IS, in_codes
 
 
 class QuantizedState(NamedTuple):
-  """The wrapped optimizer's state, its large moments as codes, and for each tree of moments in it a tree of scales.
+  """State of `quantize_state`: the wrapped optimizer's state with its large moments as codes, and their scales.
 
-  A code stands for its share of the largest number of its row or block, which is the scale. A leaf that is kept as it
-  is has a scale of 1.
+  There is a tree of scales for each tree of moments. The scale is the largest number of a row or block, and a code
+  stands for a share of the scale. A leaf without codes has a scale of 1. `count` is the number of updates where codes
+  are rounded by chance, and otherwise `None`.
   """
 
   codes: Any
   scale: tuple[Any, ...]
+  count: jax.Array | None = None
 
 
 def quantize_state(
@@ -43,6 +47,7 @@ def quantize_state(
   min_size: int = 4096,
   block: int | None = None,
   axis: int | None = None,
+  rounding: Stochastic | None = None,
   kernel: str | None = None,
 ) -> optax.GradientTransformationExtraArgs:
   """Keeps the moments of any optax optimizer in 8 bits each: 2 bytes of state per parameter where Adam has 8.
@@ -51,52 +56,57 @@ def quantize_state(
       update, moments = tx.update(g, moments)
       scale = the largest size in each row or block;     codes = encode(moments, scale)
 
-  Moments are found by the names of their fields in the state, and coded where they are floating-point arrays with the
-  shape of their parameter and `min_size` elements or more. All else stays as it is: counts, scalars, small leaves,
-  ND-Adam's second moment, hyperparameters, accumulated gradients.
+  Moments are found by the names of their fields in the state. A moment is coded if it is a floating-point array with
+  the shape of its parameter and `min_size` elements or more. Everything else stays unchanged: counts, scalars, small
+  leaves, ND-Adam's second moment, hyperparameters, accumulated gradients.
 
-  The codes are Dettmers' dynamic ones, 8 bits with about two decimal digits for the largest numbers and one for those
-  10⁴ times smaller; the last unsigned code is ∞. The zero of a moment stays 0, and no second moment becomes 0. With
-  `block=None` there is one scale for each row of the last axis: on TPU and GPU alike a step then moves 22 bytes per
-  float32 parameter, Adam 28.
+  The codes are Dettmers' dynamic codes. Their 8 bits hold about two decimal digits of the largest numbers, and one
+  digit of numbers 10⁴ times smaller. The last unsigned code is ∞. A moment of 0 stays 0, and no second moment becomes
+  0. With `block=None` there is one scale for each row of the last axis. A step then moves 22 bytes per float32
+  parameter on TPU and GPU, where Adam moves 28.
 
-  No finite gradient makes NaN. Where its square overflows, its element takes no step from then on, as with Adam in
-  float32; a signed moment of 2⁶⁰ or more (1.2e18) is stored as the largest of its row. A row (or block) becomes NaN as
-  a whole where a signed moment is ∞ or NaN, or where an unsigned one is NaN or negative.
+  No finite gradient makes NaN. Where the square of a gradient overflows, its element takes no step from then on, as
+  with Adam in float32. A signed moment of 2⁶⁰ (1.2e18) or more is stored as the largest of its row. A row (or block)
+  becomes NaN as a whole if one of its signed moments is ∞ or NaN, or if one of its unsigned moments is NaN or negative.
 
   Args:
     tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
       for a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
-    min_size: Leaves with fewer elements are kept as they are. Where a shape has a symbol, for `jax.export`, a leaf
-      counts as large, and blocks divide what they divide for every value of the symbol.
-    block: Elements for each scale, along `axis`; `None` for whole rows of the last axis, as wherever `block` does not
-      divide the axis. Blocks keep an outlier from spoiling its row, but XLA needs more passes over memory for them, 50
-      bytes per parameter and more without `kernel="xla"`.
-    axis: The axis, from the last, −1, along which blocks lie. `None` is what the device at init reads fastest: −2 if
-      `jax.default_backend()` is a TPU, else −1. The state keeps what it began with.
-    kernel: How `update_and_apply` steps a leaf whose step is elementwise, as those of most optimizers are. `"pallas"`:
-      by one kernel, 16 bytes per float32 parameter and 10 per bfloat16 one with bfloat16 gradients; on TPUs where there
-      is a scale for each row, on NVIDIA GPUs for rows and blocks of up to 8192 elements along the last axis. The kernel
-      for GPUs is experimental: compiled ahead of time for H100, not yet run on one. jax compiles it where it finds a
-      GPU, or where an abstract mesh names one; it cannot be exported by `jax.export`. `"xla"`: in the shape of blocks,
-      22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A warning names the coded
-      leaves that are not served. On a mesh call the kernel inside `jax.shard_map`: where no `jax.set_mesh` says that
-      there is one, XLA refuses to partition it.
+    min_size: Leaves with fewer elements get no codes. A leaf with a symbol in its shape, for `jax.export`, counts as
+      large; blocks divide an axis if they divide it for every value of the symbol.
+    block: Elements for each scale, along `axis`; `None` for whole rows of the last axis. Rows are also used where
+      `block` does not divide the axis. Blocks keep an outlier from spoiling its row. XLA needs more passes over memory
+      for blocks: 50 bytes per parameter and more without `kernel="xla"`.
+    axis: The axis along which blocks lie, counted from the last, −1. `None` takes the axis that the device at init
+      reads fastest: −2 if `jax.default_backend()` is a TPU, else −1. A state keeps its axis.
+    rounding: `None` for the nearest codes, or `stochastic(seed)` for codes by chance, whose expectation is the moment.
+      The nearest code swallows changes below half a code, so that second moments drift by some per cent; by chance such
+      changes count on average. The random bits of a moment are a function of the seed, the leaf's path, the moment's
+      index and the step. The state counts steps for them: one without a count goes on by
+      `state._replace(count=jnp.zeros([], jnp.int32))`.
+    kernel: How `update_and_apply` steps a leaf whose step is elementwise, as with most optimizers. `"pallas"` uses one
+      kernel: 16 bytes per float32 parameter, 10 per bfloat16 parameter with bfloat16 gradients. The kernel serves TPUs
+      where there is a scale for each row, and NVIDIA GPUs for rows and blocks of up to 8192 elements along the last
+      axis. The kernel for GPUs is experimental: compiled ahead of time for H100, not yet run on one. jax compiles it
+      where it finds a GPU, or where an abstract mesh names one; it cannot be exported by `jax.export`. `"xla"` works in
+      the shape of blocks: 22.6 bytes with blocks of 128 and 22.3 with 256, along axis −2 on TPU and −1 on GPU. A
+      warning names the coded leaves that are not served. On a mesh call the kernel inside `jax.shard_map`: XLA refuses
+      to partition it where no `jax.set_mesh` tells of the mesh.
 
   Returns:
     A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so
-    that `state_shardings` and specs of the parameters fit; the layout is in these shapes, and so in a checkpoint.
-    Updates have the parameters' dtypes (the gradients', without parameters). Where a mesh splits the last axis, rows
-    exchange their maxima; blocks along another axis, or that end where a device's part does, exchange nothing. Inside
-    `jax.shard_map` a row must be whole on each device: split other axes, or use blocks. `min_size` is of the whole
-    parameter there, too.
+    that `state_shardings` and specs of the parameters fit. These shapes tell the layout, also in a checkpoint. Updates
+    have the parameters' dtypes (the gradients' dtypes without parameters). Where a mesh splits the last axis, rows
+    exchange their maxima. Blocks along another axis exchange nothing, nor do blocks that end where a device's part
+    ends. Inside `jax.shard_map` a row must be whole on each device: split other axes, or use blocks. `min_size` counts
+    the whole parameter there, too.
 
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
       with a tree unlike the parameters, or inside a `jax.shard_map` that does not tell the size of the whole; at
-      update, where codes have another dtype than int8 or uint8.
+      update, where codes have another dtype than int8 or uint8, or the state has no count and `rounding` wants one.
 
   Warns:
     UserWarning: at init, where no moment is coded; at update, for what `kernel` does not serve.
@@ -127,11 +137,13 @@ def quantize_state(
     raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {shown(axis)}.")
   if kernel not in (None, "xla", "pallas"):
     raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
+  check_rounding(rounding)
   if kernel == "pallas":
     import_pallas()
+  storage = in_codes(by_chance=rounding is not None)
   tx = cast_updates(tx)  # which would have the dtype of decoded moments
 
-  def init(params: optax.Params) -> QuantizedState:
+  def init(params: Any) -> Any:
     moments = _Moments(tx, tx.init(params), kinds)
     if not moments.trees:
       raise ValueError(
@@ -161,7 +173,7 @@ def quantize_state(
     scale = moments.map(first_scale, like)
     codes = moments.map(first_codes, like, scale)
     _warn_if_none_is_coded(codes, min_size)
-    return QuantizedState(moments.replaced(codes), scale)
+    return QuantizedState(moments.replaced(codes), scale, jnp.zeros([], jnp.int32) if rounding else None)
 
   def decoded(_: Any, codes: jax.Array, scale: jax.Array) -> jax.Array:
     _check_not_cast(codes, scale, min_size)
@@ -170,8 +182,8 @@ def quantize_state(
   def new_scale(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
     return scale_for(moment, scale.shape, codes.dtype) if codes.dtype in CODES else scale
 
-  def new_codes(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array) -> jax.Array:
-    return encode(moment, scale, codes.dtype) if codes.dtype in CODES else moment
+  def new_codes(_: Any, moment: jax.Array, codes: jax.Array, scale: jax.Array, bits: Any) -> jax.Array:
+    return encode(moment, scale, codes.dtype, bits()) if codes.dtype in CODES else moment
 
   def update(
     updates: Any,
@@ -189,24 +201,40 @@ def quantize_state(
       )
       return updates, old, _Moments(tx, new, kinds)
 
+    count = None if state.count is None else jnp.asarray(optax.safe_increment(state.count))
+    keys = rounding.keys_at(count) if rounding else None
     in_kernel = None
     if kernel and (return_applied or stored_weights is not None):
-      in_kernel = steps_of_kernel(updates, state, params, stored_weights, extra_args)
+      in_kernel = steps_of_kernel(updates, state, params, keys, stored_weights, extra_args)
     _, old, new = step(updates, state)
     scale = new.map(new_scale, old.trees, state.scale)
     # Codes need the scales, scales need all moments of a row: two passes over memory. Behind the barrier XLA computes
     # the moments once more from gradients and codes, 6 bytes; it would otherwise keep them from the first pass, 16.
+    # The parameters stay outside: behind the barrier they would be read twice, 4 bytes more.
     updates, state, scale = jax.lax.optimization_barrier((updates, state, scale))
     updates, old, new = step(updates, state)
-    codes = new.map(new_codes, old.trees, scale)
+    codes = new.map(new_codes, old.trees, scale, random_bits(keys, new.trees))
     if in_kernel is not None:  # XLA does not compute what is replaced here
       updates = _replaced(updates, in_kernel, lambda leaf: Applied(*leaf.weights))
       codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][0]) for i, tree in enumerate(codes))
       scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][1]) for i, tree in enumerate(scale))
-    return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale)
+    return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale, count)
+
+  def random_bits(keys: OfLeaf | None, trees: Sequence[Any]) -> list[Any]:
+    """For each moment of each tree a function that makes its bits; what is not in codes never calls it."""
+
+    def of_leaf(i: int, path: str, moment: jax.Array) -> Callable[[], Any]:
+      return lambda: half_words(keys(path, moment), places_of(moment.shape), i) if keys else None
+
+    return [map_with_paths(functools.partial(of_leaf, i), tree) for i, tree in enumerate(trees)]
 
   def steps_of_kernel(
-    updates: Any, state: QuantizedState, params: Any, stored_weights: Any, extra_args: dict[str, Any]
+    updates: Any,
+    state: QuantizedState,
+    params: Any,
+    keys: OfLeaf | None,
+    stored_weights: Any,
+    extra_args: dict[str, Any],
   ) -> Any:
     """A tree like the updates, of a `Stepped` for each leaf that the kernel serves and `None` for the others."""
     old = _Moments(tx, state.codes, kinds)
@@ -232,9 +260,10 @@ def quantize_state(
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
         weight, of_weight, key = stored or StoredWeight(AS_IS, (param,), NO_KEY)
-        kinds, parts = (weight, *[IN_CODES] * count), [of_weight, *zip(codes, scales, strict=True)]
+        kinds, parts = (weight, *[storage] * count), [of_weight, *zip(codes, scales, strict=True)]
         in_xla = functools.partial(step_in_xla, step, kinds)
         fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
+        key = jnp.concatenate([key, keys(path, grad) if keys else NO_KEY])
         new_weight, *new = fused(program.values(step.numbers), key, grad, parts)
         return Stepped(new_weight, new)
       except NotServedError as reason:

@@ -1,4 +1,4 @@
-"""The residuals of split weights: a tree like the parameters, what it must be, and the weights that both make."""
+"""The residuals of split weights: their tree, its checks, and the float32 weights that it gives with the parameters."""
 
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ TAKEN_IN = "take the weights in: split(join_weights(params, state), params, tx.i
 
 
 class SplitWeightsState(NamedTuple):
-  """The number of steps, what the narrow weights leave out, and the wrapped optimizer's state.
+  """State of `split_weights`: the number of steps, the residuals, and the wrapped optimizer's state.
 
-  `residual` is a tree like the parameters of int8 or int16: for a leaf that is not split, a 0 of shape (1, …). With 16
-  bits there is none.
+  `residual` is a tree like the parameters, of int8 or int16: what the narrow weights leave out. A leaf that is not
+  split has a 0 of shape (1, …). With 16 bits there is no tree.
   """
 
   count: jax.Array

@@ -1,7 +1,7 @@
-"""Stochastic rounding of stored moments: up or down by chance, so that the mean of what is stored is what was computed.
+"""Stochastic rounding of stored moments: up or down by chance, and exact on average.
 
-Rounded to the nearest bfloat16, a moving average that changes by less than 0.2 % a step does not change at all. Rounded
-up with the probability of its distance from below, it does so on average, and a bfloat16 moment can have β₂ = 0.999.
+Rounding to the nearest bfloat16 stops a moving average that changes by less than 0.2 % a step. Rounding by chance keeps
+such changes on average, so that a bfloat16 moment can have β₂ = 0.999.
 
 The random bits of an element are a function of the seed, its leaf's path, its index in the whole leaf and the step.
 They are the same after a restart, in every sharding under `jax.jit`, and whatever generator a program uses elsewhere.
@@ -30,7 +30,9 @@ THREEFRY = "threefry2x32"  # named, so that a program's own choice of generator 
 
 @dataclasses.dataclass(frozen=True)
 class Stochastic(Rounding):
-  """Made by `stochastic`. Not callable: `optax.inject_hyperparams` would take it for a schedule."""
+  """The rounding that `stochastic` makes. Not callable, because `optax.inject_hyperparams` would take it for a
+  schedule.
+  """
 
   seed: int
   axis_name: AxisName = None
@@ -104,18 +106,19 @@ def stochastic(seed: int, *, axis_name: AxisName = None) -> Stochastic:
 
       P(x is rounded up) = (x − below)/(above − below),     E[rounded] = x
 
-  where below and above are the bfloat16 numbers on either side of the float32 number x. What is representable stays, ∞
-  and NaN too; what is finite stays finite, so that the last numbers before ∞ saturate.
+  where below and above are the bfloat16 numbers on either side of the float32 number x. Representable numbers stay, as
+  do ∞ and NaN. Finite numbers stay finite, so that the last numbers before ∞ saturate.
 
-  It rounds what is stored in bfloat16: `mu_dtype=jnp.bfloat16`, `nu_dtype=jnp.bfloat16`, the mean of bfloat16
-  parameters. Wider dtypes need no rounding, narrower ones are refused. In float64 arithmetic a moment is first rounded
-  to the nearest float32. Under `jax.vmap` all members share their random bits.
+  It rounds moments that are stored in bfloat16: with `mu_dtype=jnp.bfloat16`, with `nu_dtype=jnp.bfloat16`, and the
+  mean of bfloat16 parameters. Wider dtypes need no rounding; narrower dtypes are refused. In float64 arithmetic a
+  moment is first rounded to the nearest float32. Under `jax.vmap` all members share their random bits.
 
   Args:
-    seed: An int in [0, 2³²). Runs of the same seed repeat, to the bit.
+    seed: An int in [0, 2³²). Runs of the same seed agree to the bit.
     axis_name: Inside `jax.shard_map`, where it must be given: the mesh axes that split the leaves, as a name, a tuple
       of names, or a function `axis_name(path, leaf)` that returns one; `()` for leaves that every device holds whole.
-      The bits then depend on the mesh. Under `jax.jit` none is needed, and they don't.
+      The bits then depend on the mesh. Under `jax.jit` no `axis_name` is needed, and the bits do not depend on the
+      mesh.
 
   Returns:
     A value for `rounding=` of `scale_by_moments`, `exadam`, `adamnx`, `caadam` and `nd_adam`.

@@ -1,4 +1,4 @@
-"""Weights in two parts: bfloat16 for the model, a residual in the optimizer's state, float32 for the optimizer."""
+"""Split weights: bfloat16 for the model, a residual in the optimizer's state, float32 for the optimizer."""
 
 import functools
 import warnings
@@ -10,7 +10,8 @@ import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
-from optax_ext._common.arguments import check_transformation, shown
+from optax_ext._common.arguments import check_transformation
+from optax_ext._common.dtypes import check_rounding
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, described, field, hides_leaves, map_with_paths
 from optax_ext._common.retrace import once_per_shape
@@ -36,15 +37,15 @@ def split_weights(
   *,
   rounding: Stochastic | None = stochastic(0),  # noqa: B008 (frozen)
 ) -> optax.GradientTransformationExtraArgs:
-  """Trains bfloat16 or float16 weights as float32 ones, in 3 bytes a weight: any optax optimizer sees float32.
+  """Trains bfloat16 or float16 weights as float32 weights, in 3 bytes each: any optax optimizer sees float32.
 
       θ = θ' + ρ·unit                     joined: the optimizer's weights, float32
       θ ← θ + tx.update(g, θ)             one step in float32
       θ' = the nearest narrow number,     ρ = round((θ − θ')/unit)
 
-  The parameters θ' are what the model computes with. The residual ρ stays in the optimizer's state, so that a step of
-  less than half a unit in the last place of θ' is not lost. `join_weights` gives θ for evaluation, export and
-  checkpoints; `split` takes float32 weights in.
+  The model computes with the parameters θ'. The residual ρ stays in the optimizer's state, so that a step of less than
+  half a unit in the last place of θ' is not lost. `join_weights` gives θ for evaluation, export and checkpoints;
+  `split` starts from float32 weights.
 
   ====  ==========  =======================================  =====================
   bits  residual    what is stored                           bytes for each weight
@@ -54,26 +55,26 @@ def split_weights(
   32    int16       float32, to the last bit                 4
   ====  ==========  =======================================  =====================
 
-  Rounded to the nearest, a step below half a unit (2⁻¹⁷ of the weight, with 24 bits) is lost for ever. Rounded by
-  chance, such steps count on average. What needs no rounding stays as it is, so that a weight without an update does
+  Rounding to the nearest loses a step below half a unit (2⁻¹⁷ of the weight, with 24 bits) for ever. Rounding by chance
+  keeps such steps on average. A number that needs no rounding stays unchanged, so that a weight without an update does
   not move.
 
   With 8-bit moments, `split_weights(quantize_state(tx))`, parameters and state take 5 bytes for each weight.
 
   Args:
-    tx: The optimizer. It gets float32 gradients, float32 parameters and so, by default, has float32 moments; give
-      bfloat16 ones by `mu_dtype` and `nu_dtype`, or use `quantize_state`.
+    tx: The optimizer. It gets float32 gradients and float32 parameters, and so by default has float32 moments. For
+      bfloat16 moments set its `mu_dtype` and `nu_dtype`, or use `quantize_state`.
     bits: 16, 24 or 32, of θ' and ρ together.
     rounding: `stochastic(seed)`, or `None` to the nearest. The random bits of a weight are a function of the seed, the
       leaf's path, the weight's index and the step. With 32 bits float32 needs no rounding.
 
   Returns:
     A transformation whose state is a `SplitWeightsState`. It must be the last link of a chain. Updates of split leaves
-    are float32, so that `optax.apply_updates` gives exactly θ'; wrappers that want updates in the gradients' dtype
-    (`optax.apply_if_finite`, `optax.MultiSteps`) go inside, `split_weights(optax.MultiSteps(tx, 4))`, as do those that
-    change the optimizer's updates or move the parameters (`sam`, `schedule_free`, `optax.lookahead`). `param + update`
-    and `eqx.apply_updates` would make θ' float32, which the next update refuses. `update_and_apply` writes θ' without
-    forming an update. Leaves of other dtypes pass as they are: float32, complex.
+    are float32, so that `optax.apply_updates` gives exactly θ'. Wrappers that want updates in the gradients' dtype
+    (`optax.apply_if_finite`, `optax.MultiSteps`) go inside: `split_weights(optax.MultiSteps(tx, 4))`. Wrappers that
+    change the optimizer's updates or move the parameters (`sam`, `schedule_free`, `optax.lookahead`) go inside, too.
+    `param + update` and `eqx.apply_updates` would make θ' float32, which the next update refuses. `update_and_apply`
+    writes θ' without forming an update. Leaves of other dtypes (float32, complex) pass unchanged.
 
   Raises:
     TypeError: `rounding` is not one of the two; at init, for a parameter that is not an array of floating or complex
@@ -107,8 +108,7 @@ def split_weights(
   check_transformation("tx", tx)
   if not isinstance(bits, int | np.integer) or bits not in RESIDUALS:
     raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}.")
-  if not (rounding is None or isinstance(rounding, Stochastic)):
-    raise TypeError(f"rounding must be None (to the nearest) or stochastic(seed), but was {shown(rounding)}.")
+  check_rounding(rounding)
   if bits == 16 and rounding is None:
     raise ValueError(
       "bits=16 with rounding=None would lose every step below half a unit in a weight's last place: give "

@@ -1,4 +1,4 @@
-"""A step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
+"""The step on 8-bit moments in the shape of their blocks: which leaves it serves, and its form for XLA."""
 
 import functools
 import math
@@ -9,9 +9,9 @@ import jax
 import numpy as np
 
 from optax_ext._common.tpu import for_platform, platform_of_kernels, splitting_mesh, thickness, unfit
-from optax_ext._memory.codes import CODES, encode, in_blocks, largest_of, per_block, scale_of
+from optax_ext._memory.codes import CODES, in_blocks, largest_of, per_block
 from optax_ext._memory.elementwise import Elementwise, NotServedError
-from optax_ext._memory.hashes import hashes, places_of
+from optax_ext._memory.hashes import places_of, words_of
 from optax_ext._memory.stored import Parts, Storage
 
 SUBLANES = 32  # rows of a tile of 8-bit numbers
@@ -101,27 +101,28 @@ def kernel_of(
 
 
 def step_in_xla(
-  step: Elementwise, kinds: Sequence[Storage], numbers: Any, key: Any, grad: Any, parts: Sequence[Parts]
+  step: Elementwise, kinds: Sequence[Storage], numbers: Any, keys: Any, grad: Any, parts: Sequence[Parts]
 ) -> list[Parts]:
   """A step in two passes over memory, of 22 bytes and the scales.
 
   All of it is in the shape of blocks, from before the codes are cast to after the update is applied: XLA fuses no
-  arithmetic across a change of shape, and would write arrays of float32 to memory.
+  arithmetic across a change of shape, and would write arrays of float32 to memory. (`tx.update` on blocks moves 86
+  bytes on v5e, 50 on H100.)
   """
   shape, layout = grad.shape, parts[1][1].shape
   blocks = lambda x: per_block(x, shape) if x.shape == layout else in_blocks(x, layout)
   old = jax.tree.map(blocks, (grad, *parts))
-  words = lambda: hashes(key, places_of(old[0].shape))
+  words = words_of(keys, places_of(old[0].shape), len(parts) - 1)
 
   def stepped(grad: Any, *parts: Parts) -> list[jax.Array]:
     return step(numbers, grad, *(kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)))
 
   first = zip(stepped(*old)[1:], old[2:], strict=True)
+  # Maxima go through the barrier, not scales, which would be copied twice (22.63 bytes in place of 22.56).
   largest = [largest_of(moment, scale.shape, codes.dtype) for moment, (codes, scale) in first]
   old, largest = jax.lax.optimization_barrier((old, largest))
   new_weights, *moments = stepped(*old)
-  new = [kinds[0].write(new_weights, words, *old[1])]
-  for moment, of_block, (codes, _) in zip(moments, largest, old[2:], strict=True):
-    scale = scale_of(of_block, codes.dtype)
-    new.append((encode(moment, scale, codes.dtype), scale))
+  new = [kinds[0].write(new_weights, words[0], *old[1])]
+  for kind, moment, bits, of_block, of_one in zip(kinds[1:], moments, words[1:], largest, old[2:], strict=True):
+    new.append(kind.write(moment, bits, *of_one, largest=of_block))
   return jax.tree.map(lambda x, old: x.reshape(old.shape), new, list(parts))

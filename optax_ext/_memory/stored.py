@@ -1,4 +1,4 @@
-"""How a leaf's numbers are kept in memory: as they are, or as codes and scales. A step reads and writes each kind."""
+"""The forms in which a leaf is stored: plain, as codes and scales, or in parts. A step reads and writes each."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -6,13 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optax_ext._memory.codes import decode, encode, scale_for
+from optax_ext._memory.codes import decode, encode, largest_of, scale_of
 from optax_ext._memory.two_parts import joined, parted
 
 Parts = tuple[jax.Array, ...]
 """The arrays that hold the numbers of one array: some of its shape, others with one number for each row or block."""
 Words = Callable[[], jax.Array]
-"""Gives a random uint32 for each element, to round with; what is never called costs nothing."""
+"""Gives random bits for each element, to round with, in a uint32; what is never called costs nothing."""
 
 
 class Storage(NamedTuple):
@@ -32,10 +32,16 @@ def _written(x: jax.Array, words: Words, old: jax.Array) -> Parts:
   return (x.astype(old.dtype),)
 
 
-def _coded(x: jax.Array, words: Words, codes: jax.Array, scale: jax.Array) -> Parts:
-  del words
-  scale = scale_for(x, scale.shape, codes.dtype)
-  return encode(x, scale, codes.dtype), scale
+def in_codes(*, by_chance: bool) -> Storage:
+  """8-bit codes and their scales. `write` takes the `largest_of` each block where it is known."""
+
+  def write(x: jax.Array, words: Words, codes: jax.Array, scale: jax.Array, largest: jax.Array | None = None) -> Parts:
+    if largest is None:
+      largest = largest_of(x, scale.shape, codes.dtype)
+    scale = scale_of(largest, codes.dtype)
+    return encode(x, scale, codes.dtype, words() if by_chance else None), scale
+
+  return Storage(decode, write)
 
 
 def in_parts(bits: int, *, by_chance: bool) -> Storage:
@@ -53,7 +59,6 @@ def in_parts(bits: int, *, by_chance: bool) -> Storage:
 
 
 AS_IS = Storage(lambda x: x, _written)
-IN_CODES = Storage(decode, _coded)
 
 
 def step_stored(
@@ -62,9 +67,9 @@ def step_stored(
   numbers: Any,
   grad: jax.Array,
   parts: Sequence[Parts],
-  words: Words,
+  words: Sequence[Words],
 ) -> list[Parts]:
   """A step on arrays as they are stored: the weights first, then the moments."""
   old = [kind.read(*of_one) for kind, of_one in zip(kinds, parts, strict=True)]
   new = step(numbers, grad, *old)
-  return [kind.write(x, words, *of_one) for kind, x, of_one in zip(kinds, new, parts, strict=True)]
+  return [kind.write(x, bits, *of_one) for kind, x, bits, of_one in zip(kinds, new, words, parts, strict=True)]

@@ -1,4 +1,4 @@
-"""Blocks of the kernel that steps stored moments on TPUs, where there is one scale for each row of the last axis."""
+"""The TPU kernel for stored moments with one scale for each row of the last axis: its blocks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,11 +15,11 @@ from optax_ext._memory.stored import Parts, Storage
 
 
 def step_on_tpu(
-  step: Elementwise, kinds: Sequence[Storage], rows: int, numbers: Any, key: Any, grad: Any, parts: Sequence[Parts]
+  step: Elementwise, kinds: Sequence[Storage], rows: int, numbers: Any, keys: Any, grad: Any, parts: Sequence[Parts]
 ) -> list[Parts]:
   """A step in one pass, in blocks of so many rows."""
   columns = grad.shape[-1]
-  return step_in_kernel(step, kinds, TpuBlocks(rows, columns, columns), numbers, key, grad, parts)
+  return step_in_kernel(step, kinds, TpuBlocks(rows, columns, columns), numbers, keys, grad, parts)
 
 
 class TpuBlocks(Blocks):

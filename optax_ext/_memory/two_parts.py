@@ -1,10 +1,14 @@
-"""A float32 number as two: the nearest bfloat16 or float16 number, and a small integer for what is left.
+"""Splits a float32 number in two: the nearest bfloat16 or float16 number, and a small integer for the rest.
 
     θ = θ' + ρ·unit,     unit = 2^(e−f−b),     −2ᵇ⁻¹ ≤ ρ < 2ᵇ⁻¹
 
 e is the exponent of θ, f the bits of the narrow dtype's fraction (7 in bfloat16, 10 in float16) and b those of ρ. So θ
 is any floating-point number with f + b bits of fraction: with bfloat16, 24 bits in all are a float32 number without its
 last 8, and 32 bits are float32.
+
+Units are powers of two. So a number that needs no rounding is stored exactly, and 24 bits have half a unit of error
+below a power of two, where θ' + ρ/127·ulp/2 would have a whole one. Rounding by chance comes before the split: after it
+a weight would stick at the end of ρ's range. XLA for TPUs fuses this arithmetic in floats with the step.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Debiasing: what is done to the moments of a step before they form the update.
+"""Debiasing: corrects the moments of a step for their start at 0.
 
 A **debias rule** takes the step t ≥ 1, computes its scalars once, and returns a function that maps the `Moments` of
 every leaf. It plugs into `scale_by_moments`, where a moving average that starts at 0 needs it.
@@ -57,7 +57,7 @@ def standard(b1: Scalar | None = None, b2: Scalar | None = None) -> Debias:
   Args:
     b1: Decay rate of the mean, in [0, 1); by default that of the gain in `scale_by_moments`, where 0 stands for a gain
       that starts at 1, whose average has no bias.
-    b2: Decay rate of the square, likewise; given if `b1` is.
+    b2: Decay rate of the square, in [0, 1); must be given if `b1` is.
 
   Returns:
     A debias rule.
@@ -96,12 +96,12 @@ def cross_moment(b1: Scalar | None = None, b2: Scalar | None = None, eps: Scalar
       d₁ = 1 + β₂ᵗ·v/(v+ε)     d₂ = 1 + β₁ᵗ·m²/(m²+ε)
       g̃ = g/c₁·d₁     m̃ = m/c₁·d₁     ṽ = v/c₂·d₂,     cᵢ = 1 − βᵢᵗ
 
-  Both d₁ and d₂ lie in [1, 2] and tend to 1, so that the rule tends to `standard`. Both fractions are 0 at 0.
+  Both d₁ and d₂ lie in [1, 2] and tend to 1, so that the rule tends to `standard`. At 0 both fractions are 0.
 
   Args:
     b1: Decay rate of the mean, in [0, 1); by default that of the gain in `scale_by_moments`, where 0 stands for a gain
       that starts at 1, as AdamNX's, whose average has no bias.
-    b2: Decay rate of the square, likewise; given if `b1` is.
+    b2: Decay rate of the square, in [0, 1); must be given if `b1` is.
     eps: ε, not negative.
 
   Returns:

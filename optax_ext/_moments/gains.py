@@ -17,7 +17,7 @@ relative errors of Python numbers, with jax 0.10.2, whose errors are the larger:
     adam_gain           0.999     4.0e-7       4.0e-7
     adamnx_gain         0.99      3.5e-7       3.8e-6   (where w has fallen to 1e-38)
     adamnx_gain         0.999     4.0e-7       6.2e-7
-    adax_gain           1e-4      3.6e-7       3.9e-6   (likewise)
+    adax_gain           1e-4      3.6e-7       3.9e-6   (the same)
     adafactor_gain      0.8       1.6e-7       2.4e-7
     1 − β₂,ₜ of AdamNX as printed, in float32:
                         0.99      2.3e-3       more than 1
@@ -134,8 +134,8 @@ def adamnx_gain(b2: Scalar) -> Gain:
       w(t) = e^{L(t−1)} · expm1(L) / expm1(L·t),   L = k·ln β₂
 
   It is AdaX's gain at another parameter: `adamnx_gain(b2)` equals `adax_gain(expm1(-(1 - b2) * log(b2)))`. Its time
-  constant is 1/|L| steps, 9,950 at β₂ = 0.99: after 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
-  0.7 %, and the second moment is in effect frozen.
+  constant is 1/|L| steps, 9,950 at β₂ = 0.99. After 3·10⁴ steps all gains still to come add up to 5 %, after 5·10⁴ to
+  0.7 %: the second moment is in effect frozen.
 
   Args:
     b2: Decay rate β₂ in (0, 1).
@@ -203,12 +203,12 @@ def adax_gain(b2: Scalar = 1e-4) -> Gain:
 
 
 def adafactor_gain(power: Scalar = 0.8) -> Gain:
-  """Adafactor's second-moment gain.
+  """Adafactor's second-moment gain: a power of the step.
 
       w(t) = t^{−c}
 
   Args:
-    power: Exponent c in [0, ∞); 0 keeps the newest value alone, 1 the mean of all.
+    power: Exponent c in [0, ∞). 0 keeps the newest value alone, 1 gives the mean of all values.
 
   Returns:
     A function from the int32 step t ≥ 1 to a scalar, float64 under x64 and float32 otherwise. w(1) = 1.

@@ -15,10 +15,10 @@ def log_step_size(learning_rate: optax.ScalarOrSchedule = 1.0) -> optax.Schedule
 
       α_t = α · ln(√2·√(t+1)) = α · ½·ln(2(t+1)),   t = count + 1
 
-  It grows: 0.69·α at the first step, α from the third, 3.8·α at the thousandth.
+  The step size grows: 0.69·α at the first step, more than α from the third, 3.8·α at the thousandth.
 
   Args:
-    learning_rate: α, a number or a schedule (warm-up, cosine), whose values are multiplied.
+    learning_rate: α, a number or a schedule (warm-up, cosine) whose values are multiplied.
 
   Returns:
     A schedule: a function of the count of steps made, which starts at 0.

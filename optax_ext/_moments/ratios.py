@@ -1,4 +1,4 @@
-"""Ratios: the direction of a step, from debiased moments; and what the second moment averages."""
+"""Ratios: the direction of a step from debiased moments. And squares: what the second moment averages."""
 
 from collections.abc import Callable
 from typing import Any

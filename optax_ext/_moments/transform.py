@@ -1,4 +1,4 @@
-"""`scale_by_moments`, the one owner of the moments m and v."""
+"""`scale_by_moments`: keeps the moments m and v, and makes the update of them."""
 
 from typing import Any, NamedTuple
 
@@ -45,12 +45,13 @@ def scale_by_moments(
 
   Args:
     mean_gain: w₁, from the int32 step t ≥ 1 to a scalar; see `constant_gain`, `adam_gain`.
-    square_gain: w₂, likewise; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
-    debias: Corrects the moments for their start at 0: `standard()`, `cross_moment()`, `nesterov(b1, b2)`; `None` leaves
-      them as they are, which is right for gains with w(1) = 1.
+    square_gain: w₂, such a function too; see also `adamnx_gain`, `adax_gain`, `adafactor_gain`.
+    debias: Corrects the moments for their start at 0: `standard()`, `cross_moment()`, `nesterov(b1, b2)`. `None`
+      corrects nothing, which is right for gains with w(1) = 1.
     ratio: Makes the update of the moments; `adam_ratio()` by default.
-    square: From a leaf's path and gradient to what v averages: a real array that broadcasts against the gradient and is
-      0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per weight vector.
+    square: A function of a leaf's path and gradient that returns what v averages: a real array that broadcasts against
+      the gradient and is 0 where the gradient is 0. By default |g|² of every element; `per_vector` makes one number per
+      weight vector.
     mu_dtype: Stores m; by default the parameter's dtype. Means of complex parameters stay complex.
     nu_dtype: Stores v; by default float32 for narrower parameters, else the parameter's (real) dtype.
     rounding: How moments are rounded to a bfloat16 `mu_dtype` or `nu_dtype`: to the nearest, or by chance with
@@ -61,8 +62,9 @@ def scale_by_moments(
     its largest value. Updates have the dtype of the arithmetic: float32 for narrower gradients, else the gradient's.
 
   Raises:
-    TypeError: a gain, a rule, a ratio or a square is no function, a dtype no floating-point one, `rounding` neither of
-      the two; at init, for a parameter that is not an array of floating or complex numbers, whose path is named.
+    TypeError: a gain, a rule, a ratio or a square is no function, a dtype is no floating-point dtype, `rounding` is
+      neither of the two; at init, for a parameter that is not an array of floating or complex numbers. Its path is
+      named.
     ValueError: at init, when two leaves have the same path, as in `{"a/b": x, "a": {"b": y}}`.
 
   Warns:

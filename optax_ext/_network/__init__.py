@@ -1,1 +1,1 @@
-"""What an optimizer may know of the model: facts about its layers, and rules that use them."""
+"""Facts about a model's layers, and rules that turn these facts into step sizes."""

@@ -19,9 +19,9 @@ from optax_ext._network.structure import Structure
 def structure_from_params(params: Any) -> Structure:
   """Facts guessed from the paths and shapes of the parameters, by fixed conventions.
 
-  Where the model itself is at hand, `structure_from_model` reads the same facts from its computation and guesses
-  nothing. The conventions go by the last name of a path that means something. A dot separates names as a slash does.
-  Wrappers below a name mean nothing: `weight/0`, `bias/value`, `weight/args/1`, `bias/value/data_array`.
+  If you have the model, `structure_from_model` reads the same facts from its computation and guesses nothing. The
+  conventions look at the last name of a path that means something. A dot separates names as a slash does. Wrappers
+  below a name mean nothing: `weight/0`, `bias/value`, `weight/args/1`, `bias/value/data_array`.
 
   ============================================  ====================================================================
   the name has the word                         the leaf is
@@ -39,8 +39,8 @@ def structure_from_params(params: Any) -> Structure:
   `token`                                       a learned token: no layer
   ============================================  ====================================================================
 
-  Of several such words the last decides (`kernel_scale`). Marks may stand beside them (`bias_ih`, `w1`, `pos_embed`).
-  `w` and `b` stand first.
+  Of several such words the last decides (`kernel_scale`). Marks may stand beside a word (`bias_ih`, `w1`, `pos_embed`).
+  `w` and `b` count only at the start of a name.
 
   - A leaf of fewer than two axes is no layer, whatever its name.
   - Integers, booleans and random keys are no layers, and get a note. Leaves that are no arrays (an activation function

@@ -17,27 +17,28 @@ from optax_ext._network.structure import Structure
 
 
 def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any) -> Structure:
-  """Facts read from the computation of the model itself: which axes are summed over, at what depth, in which layer.
+  """Reads facts about a network from its traced computation: the layer of each leaf, its depth, the axes summed over.
 
   Traces `apply_fn(params, *inputs)`, as `jax.make_jaxpr` does, and computes nothing. For a Flax linen module that is
   `structure_from_model(model.apply, variables, x)`, for an NNX module `structure_from_model(Model.__call__, model, x)`.
 
-  - A *product* of a value computed from parameters alone with one that depends on an input is a layer: a matrix
-    product, a convolution, or what is multiplied element by element and then summed over an axis that both share. What
-    is added to its result is its bias. What contracts nothing, as a norm's scale, is no layer.
+  - A *product* of a value computed from parameters alone with a value that depends on an input is a layer: a matrix
+    product, a convolution, or a multiplication element by element with a sum over an axis that both share. A leaf added
+    to the result is the layer's bias. A factor that contracts nothing, such as a norm's scale, is no layer.
   - Depth is the number of products on the longest path from the inputs. A leaf that is no weight (a norm's scale, an
-    embedding) has the depth of the product that it follows. One that is used several times has its least.
+    embedding) has the depth of the product that it follows. A leaf that is used several times has its least depth.
   - Derivatives inside the model (forces) have no layers of their own: the facts are those of the forward computation.
-  - Running averages of batch norms belong in `params`, as `variables` has them, or in a closure, or are not used where
-    the model is traced as in training. Among the inputs they are data: a scale that meets them first has depth 0.
-  - The layers of a `scan` are stacked along the axis that it runs over, and so are those that a loop, or the program,
-    indexes one by one. The copies that `vmap` makes, and experts, are stacked too, but count as one layer.
+  - Running averages of batch norms belong in `params`, as in linen's `variables`, or in a closure. A model that is
+    traced as in training does not use them. Among the inputs they are data: a scale that meets them first has depth 0.
+  - The layers of a `scan` are stacked along the axis that the scan runs over. So are layers that a loop or the program
+    indexes one by one. Copies that `vmap` makes, and experts, are stacked too, but count as one layer.
   - Random numbers are no input, so that dropout on weights hides nothing.
 
   Args:
     apply_fn: The model, or its loss: anything that `jax.make_jaxpr` can trace.
     params: Its first argument; a tree of arrays or of `jax.ShapeDtypeStruct`. Other leaves are passed on as they are.
-    *inputs: Its other arguments; arrays or `jax.ShapeDtypeStruct` in any trees, or whatever else the function takes.
+    *inputs: Its other arguments: arrays or `jax.ShapeDtypeStruct` in any trees, or anything else that the function
+      takes.
 
   Returns:
     A `Structure`, whose facts are a tree like `params`; `None` for leaves that are no arrays.
@@ -48,9 +49,9 @@ def structure_from_model(apply_fn: Callable[..., Any], params: Any, *inputs: Any
       training step.
 
   Warns:
-    UserWarning: what cannot be seen (a parameter that enters a Pallas kernel, say, or that is never used) falls back to
-      `structure_from_params`. A layer whose axes cannot be followed keeps its depth and bias, and has no contracting
-      axes. The paths and the reasons are named, and shown in the table.
+    UserWarning: a parameter that cannot be followed (because it enters a Pallas kernel, say, or is never used) falls
+      back to `structure_from_params`. A layer whose axes cannot be followed keeps its depth and bias, and has no
+      contracting axes. The paths and the reasons are named, and shown in the table.
 
   Example:
     >>> from optax_ext import ByDepth

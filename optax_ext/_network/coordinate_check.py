@@ -28,7 +28,7 @@ class CoordinateCheck:
   Attributes:
     widths: The widths, as they were given.
     sizes: Name of a product -> the mean |value| of its results, an array (widths, steps + 1): before training, and
-      after each step. The name is its weight's path; `"product 1"` and so on for those of activations alone.
+      after each step. The name is its weight's path; products of activations alone are `"product 1"` and so on.
     tolerance: The largest slope that counts as flat.
   """
 
@@ -37,7 +37,7 @@ class CoordinateCheck:
   tolerance: float
 
   def slopes(self, step: int = -1) -> dict[str, float]:
-    """Name of a product -> the slope of its size against width, both logarithmic, after a step; 0 for one of size 0."""
+    """Name of a product -> the slope of log size against log width after a step; 0 where the size is 0."""
     width = np.log(self.widths)
     logs = {name: np.log(np.maximum(sizes[:, step], 1e-30)) for name, sizes in self.sizes.items()}
     return {name: float(np.polyfit(width, values, 1)[0]) for name, values in logs.items()}
@@ -103,10 +103,10 @@ def coordinate_check(
 ) -> CoordinateCheck:
   """Trains a network for a few steps at several widths, and compares the sizes of its activations.
 
-  In a right parametrisation no activation grows with width, at the same learning rate. Where one does, the best
-  learning rate falls as the network gets wider. The check needs no hooks in the model: it runs the model's traced
-  computation and takes the mean |value| of each product's result, those inside of scans too. It does not look into
-  `cond` and `while_loop`.
+  In a right parametrisation no activation grows with width at the same learning rate. Where an activation grows, the
+  best learning rate falls as the network gets wider. The check needs no hooks in the model: it runs the model's traced
+  computation and takes the mean |value| of each product's result, also inside scans. It does not look into `cond` and
+  `while_loop`.
 
   Args:
     build: `build(width)` returns `(loss, params)`: a function `loss(params, *batch)` that returns a scalar, and new
@@ -114,8 +114,8 @@ def coordinate_check(
     widths: At least two, in rising order.
     optimizer: A transformation for all widths; or a function of the structure at each width that returns one:
       `lambda structure: caadam(1e-2, rule=MaximalUpdate(base), structure=structure)`.
-    batch: What `loss` takes after the parameters. It is trained on, and measured on.
-    steps: How many are taken.
+    batch: What `loss` takes after the parameters. The check trains and measures on this batch.
+    steps: The number of training steps.
     tolerance: The largest |slope| that counts as flat.
 
   Returns:

@@ -11,7 +11,7 @@ from optax_ext._common.mesh import in_shard_map
 
 @dataclasses.dataclass(frozen=True)
 class LeafFacts:
-  """What is known of one leaf of the parameters. Not a pytree node: a tree of facts has the parameters' structure.
+  """Facts about one leaf of the parameters. Not a pytree node: a tree of facts has the parameters' structure.
 
   Attributes:
     path: Its path, as `"block/3/kernel"`.
@@ -19,15 +19,15 @@ class LeafFacts:
     layer: Path of the weight whose layer it belongs to: its own for a weight, the weight's for a bias, else `None`.
     depth: Number of layers before it, from 0; for layers stacked into one leaf an int array, one axis per scan.
     connections: Weights in its layer, biases left out (a dense layer 8→64 has 512); 0 for a leaf of no layer.
-    contracting_axes: The axes that the layer sums over, so that each vector along them is one unit's input weights;
-      `None` for a leaf that is no weight.
-    stacked_axes: The axes that count layers or copies of a layer, and are no part of one layer's weights.
-    scanned_axes: Those of them that count layers, in the order of the axes of `depth`.
+    contracting_axes: The axes that the layer sums over: each vector along them is one unit's input weights. `None` for
+      a leaf that is no weight.
+    stacked_axes: The axes that count layers or copies of a layer. They are no part of one layer's weights.
+    scanned_axes: The stacked axes that count layers, in the order of the axes of `depth`.
     macs: Multiply-accumulates of its layer for the traced input; 0 where no model was traced.
     uses: How it enters the computation, `"product@3"` for a product after three others; empty without a trace. The
       kinds are `product`, `bias`, `elementwise`, `lookup`, `positions` (a table added along places), `backward` (in a
       derivative's way back) and `unseen`.
-    note: What could not be told, and why; mostly empty.
+    note: What could not be read, and why; mostly empty.
     groups: Number of groups that its layer's outputs divide into, each with inputs of its own; as many as the inputs in
       a depthwise convolution. Read from a trace; 1 where no model was traced.
     normalised: Whether the trace shows that a normaliser of its own follows each unit, as batch norm does.
@@ -48,7 +48,7 @@ class LeafFacts:
   normalised: bool = False
 
   def ways(self) -> set[str]:
-    """The kinds of its uses, without their depths: `{"lookup", "product"}` of a tied embedding."""
+    """The kinds of its uses, without depths: `{"lookup", "product"}` for a tied embedding."""
     return {use.partition("@")[0] for use in self.uses}
 
   def __eq__(self, other: object) -> bool:  # the generated one cannot compare arrays of depths

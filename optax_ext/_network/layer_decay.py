@@ -25,25 +25,25 @@ class LayerDecay(Multipliable):
       S = ξ^{N+1−i},     i = 0 before the first block,  k in the k-th of N blocks,  N+1 after the last block
 
   Patch embedding, token embeddings, class token and positions come before the first block. The final norm and the head
-  come after the last. Nothing has to be declared, as a trace shows the blocks:
+  come after the last. Nothing has to be declared, because a trace shows the blocks:
 
   - *By path*: modules whose paths differ in one number alone (`blocks/0`, `Block_3`, `h/11`), if they share a weight of
-    the same name and shape. The outermost such number counts. Modules that end at the same depth stand side by side, as
-    the heads of several tasks do, and are no blocks.
+    the same name and shape. The outermost such number counts. Modules that end at the same depth stand side by side,
+    like the heads of several tasks, and are no blocks.
   - *By scan*: each iteration over stacked layers is a block. S is an array along the scanned axes.
 
-  A leaf between two blocks belongs to the block before it. Blocks are ordered by their last products, an encoder's
-  before a decoder's. Look at them before training, with `print(structure.table(rule))`: two equal layers in a head, for
-  example, are taken for blocks. Name the blocks with `blocks` if others are meant.
+  A leaf between two blocks belongs to the block before it. Blocks are ordered by their last products: an encoder's
+  blocks come before a decoder's. Look at the blocks before training, with `print(structure.table(rule))`: two equal
+  layers in a head, for example, are taken for blocks. If you mean other blocks, name them with `blocks`.
 
   BEiT and MAE scale weight decay, too: put the rule after the decay, as in `optax.chain(optax.adamw(1e-3),
   scale_by_structure(LayerDecay(0.75), structure))`. `caadam` leaves its weight decay unscaled.
 
   Args:
     rate: ξ in (0, 1]; usually 0.65 to 0.9.
-    blocks: A regular expression, for blocks that are not found. Leaves in which it matches the same text are one block:
-      `r"stages/\d+/blocks/\d+"`. To join the blocks of two towers, match the number alone: `r"(?<=blocks/)\d+"`. Each
-      iteration of a scan stays a block.
+    blocks: A regular expression that finds the blocks instead. Leaves in whose paths it matches the same text are one
+      block: `r"stages/\d+/blocks/\d+"`. To join the blocks of two towers, match the number alone: `r"(?<=blocks/)\d+"`.
+      Each iteration of a scan stays a block.
 
   Raises:
     TypeError, ValueError: `rate` is not a number in (0, 1]; `blocks` is neither a string nor `None`; in use, when the

@@ -1,4 +1,4 @@
-"""What the name of a parameter says that it is: a weight, a bias, a norm's scale, an embedding."""
+"""Reads from a parameter's name whether it is a weight, a bias, a norm's scale or an embedding."""
 
 import re
 from typing import NamedTuple

@@ -40,8 +40,8 @@ class Product(Multipliable):
       S = S₁ · S₂
 
   Args:
-    first: A rule, which gives S₁: `Additive`, `Multiplicative`, `ByDepth`, a product, or an object of one's own.
-    second: A rule, which gives S₂. Two rules of one's own, which do not multiply with `*`, are multiplied so.
+    first: A rule, which gives S₁: `Additive`, `Multiplicative`, `ByDepth`, a product, or your own object.
+    second: A rule, which gives S₂. Two rules of your own do not multiply with `*`; `Product` multiplies them.
 
   Raises:
     TypeError: one of them is no rule.
@@ -83,7 +83,7 @@ class Product(Multipliable):
 
 @dataclasses.dataclass(frozen=True)
 class Additive(Multipliable):
-  """CaAdam's additive rule: layers with few connections take larger steps, layers with many smaller ones.
+  """CaAdam's additive rule: layers with few connections take larger steps, layers with many take smaller ones.
 
       S = 1 + γ·(c̃−c)/(c̃−c_min)  if c ≤ c̃,     1 − γ·(c−c̃)/(c_max−c̃)  otherwise
 
@@ -164,7 +164,7 @@ class Multiplicative(Multipliable):
 
 @dataclasses.dataclass(frozen=True)
 class ByDepth(Multipliable):
-  """CaAdam's depth rule: the first layer takes the largest steps, the last unscaled ones.
+  """CaAdam's depth rule: the first layer takes the largest steps, the last takes unscaled steps.
 
       S = (1 + γ)^{(d_m − (1+d))/d_m}
 
@@ -210,12 +210,13 @@ class ByDepth(Multipliable):
 
 @dataclasses.dataclass(frozen=True)
 class ByPath(Multipliable):
-  """A step scale for each group of leaves that a regular expression names; 1 for all others.
+  """Step scales by regular expressions of paths; 1 for all other leaves.
 
       S = the factor of the first expression that is found in the leaf's path
 
-  With `LayerDecay` it gives a new head larger steps: `LayerDecay(0.75) * ByPath({"head": 10.0})`. A factor of 0 stops
-  a leaf's steps, not its weight decay: to freeze leaves, `optax.partition` saves their state, too.
+  With `LayerDecay` it gives a new head larger steps: `LayerDecay(0.75) * ByPath({"head": 10.0})`. A factor of 0 stops a
+  leaf's steps, not its weight decay. To freeze leaves use `optax.partition`, which also saves the memory of their
+  state.
 
   Args:
     factors: Regular expression -> factor, a number ≥ 0.

@@ -1,4 +1,4 @@
-"""What gives each leaf its step scale: a rule, or a tree of numbers."""
+"""Step scales of all leaves, from a rule or a tree of numbers."""
 
 from typing import Any
 

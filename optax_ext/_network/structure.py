@@ -1,4 +1,4 @@
-"""Facts about every leaf of a network's parameters, and what optimizers of other libraries ask of them."""
+"""`Structure`: facts about every leaf of a network's parameters, and what Muon and ND-Adam need of them."""
 
 import dataclasses
 import re
@@ -37,7 +37,7 @@ class Structure:
     return {facts.path: facts for facts in self.leaves()}
 
   def traced(self) -> bool:
-    """Whether a model was traced, so that uses and normalisers are known; names and shapes do not tell them."""
+    """Whether a model was traced. Only a trace tells uses and normalisers; names and shapes do not."""
     return any(facts.uses for facts in self.leaves())
 
   def table(self, rule: Any = None) -> str:
@@ -76,18 +76,18 @@ class Structure:
     return scales
 
   def normalised_axes(self) -> Callable[[str, Any], tuple[int, ...] | None]:
-    """The axes of ND-Adam's vectors: of the layers of which each unit is followed by a normaliser of its own.
+    """The axes of ND-Adam's vectors, for layers in which a normaliser follows each unit.
 
-    There the length of a unit's weight vector has no effect, which is what ND-Adam rests on. All other leaves are left
-    to Adam: the output, embeddings, attention, biases, and layers whose weight is computed from several leaves, as with
-    a low-rank adapter. Needs a traced structure, of the model in training mode or with its running averages among the
-    parameters.
+    In these layers the length of a unit's weight vector has no effect, which ND-Adam relies on. All other leaves are
+    left to Adam: the output, embeddings, attention, biases, and layers whose weight is computed from several leaves,
+    such as a low-rank adapter's. Needs a traced structure: of the model in training mode, or with its running averages
+    among the parameters.
 
-    A skip connection around the normaliser is not noticed: there the length has an effect, and the leaf is named all
-    the same. Look at the attribute `normalised` of the facts before training.
+    A skip connection around the normaliser is not noticed. With one the length has an effect, and the leaf is included
+    all the same. Look at the attribute `normalised` of the facts before training.
 
     Returns:
-      A function `axes(path, leaf)`, for `nd_adam`, `normalize_vectors` and all that takes axes.
+      A function `axes(path, leaf)`, for `nd_adam`, `normalize_vectors` and every other function that takes axes.
 
     Raises:
       ValueError: the structure comes from names and shapes, which say nothing of normalisers; in use, where it has
@@ -126,14 +126,14 @@ class Structure:
     return axes
 
   def muon_dimension_numbers(self, exclude: str | None = None) -> Callable[[Any], Any]:
-    """What `optax.contrib.muon` is to know of each weight: the axes that it sums over, and those of its output.
+    """Dimension numbers for `optax.contrib.muon`: the axes that each weight sums over, and those of its output.
 
     Stacked axes are in neither, so that Muon treats each layer and each copy by itself. These leaves have `None`, and
     Muon leaves them to Adam:
 
     - a leaf that is no weight, whose axes are not known, or that has no output axis;
     - an embedding that is looked up, also where a product uses it once more (a tied embedding);
-    - a kernel in groups, depthwise ones too: it is several matrices, and Muon would take it for one;
+    - a kernel in groups, also a depthwise kernel: it is several matrices, and Muon would take it for one;
     - a leaf that `exclude` names, as Muon's authors do with the last layer.
 
     Args:

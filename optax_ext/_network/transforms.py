@@ -1,4 +1,4 @@
-"""What makes use of facts in a chain: step scales, a mask for weight decay."""
+"""Pieces of a chain that use facts about the network: step scales, a mask for weight decay."""
 
 import warnings
 from collections.abc import Callable
@@ -26,9 +26,9 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
 
   Args:
     rule: `Additive`, `Multiplicative`, `ByDepth`, a product of rules, any object with their method `scales(structure)`;
-      or the scales themselves, as a tree like the parameters of numbers or of arrays that broadcast against the leaf.
+      or the scales themselves: a tree like the parameters, of numbers or of arrays that broadcast against the leaf.
     structure: The facts; by default `structure_from_params` of the updates. Under `optax.masked` or `optax.partition`
-      that sees the visible leaves alone, where an explicit structure sees all.
+      the default sees the visible leaves alone; a structure that you give sees all.
 
   Returns:
     A stateless transformation. The scales are computed while tracing and become constants of the program.
@@ -39,7 +39,7 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
 
   Warns:
     UserWarning: at init, when `rule` compares layers, no structure is given and the parameters show fewer than two
-      layers, so that every scale is 1. So it is inside `optax.flatten`, and mostly inside `optax.masked` or
+      layers, so that every scale is 1. This happens inside `optax.flatten`, and mostly inside `optax.masked` or
       `optax.partition`.
 
   Example:
@@ -95,15 +95,15 @@ def scale_by_structure(rule: Any, structure: Structure | None = None) -> optax.G
 def decay_mask(structure: Structure | None = None) -> Callable[[Any], Any]:
   """A mask for weight decay that shows weights and embeddings, and hides norms, biases and other small leaves.
 
-  A count of axes cannot tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel three.
-  With a traced structure the leaf's use decides: it is shown if it is looked up, if it is a table that is added along
-  places (positions, read by an input or by `arange`), or if a product contracts its axes. The scales of a weight
-  normalisation, which multiply a weight and are not contracted, stay hidden. Otherwise its name decides, by the
-  conventions of `structure_from_params`, and with them every leaf of two or more axes is shown that is not called bias,
-  scale or the like. Tables of tokens and of positions are shown both (`embedding`, `pos_embed`); learned tokens
-  (`cls_token`) are hidden.
+  The number of axes does not tell them apart: in a scanned stack of layers a bias has two axes, in attention a kernel
+  has three. With a traced structure the leaf's use decides. A leaf is shown if it is looked up, if it is a table that
+  is added along places (positions, read by an input or by `arange`), or if a product contracts its axes. The scales of
+  a weight normalisation multiply a weight and are not contracted; they stay hidden. Without a traced structure the
+  leaf's name decides, by the conventions of `structure_from_params`: every leaf of two or more axes is shown that is
+  not called bias, scale or the like. Tables of tokens and of positions (`embedding`, `pos_embed`) are shown; learned
+  tokens (`cls_token`) are hidden.
 
-  Leaves that are no arrays, in an Equinox module that is not filtered, are hidden.
+  Leaves that are no arrays, as in an unfiltered Equinox module, are hidden.
 
   Args:
     structure: The facts; by default those of `structure_from_params`.

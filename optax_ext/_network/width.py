@@ -22,31 +22,31 @@ class MaximalUpdate(Multipliable):
       S = 1/r_in   for a weight that sums over more inputs than in the base model (hidden, output)
       S = 1        for all others: input weights, biases, norms, embeddings that are looked up
 
-  r_in is the product of a weight's sizes along its contracting axes, divided by that in the base model. So nothing has
-  to be declared: the widths that differ between two structures of the same model are those that scale. The rule serves
-  Adam and its successors here, as the size of their steps does not depend on the gradient's. Look at the scales before
-  training: `print(structure.table(rule))` tells the reason for each.
+  r_in is the product of a weight's sizes along its contracting axes, divided by the same product in the base model.
+  Nothing has to be declared: the widths that differ between two structures of one model are the widths that scale. The
+  rule serves Adam and its successors here, because the size of their steps does not depend on the gradient's size. Look
+  at the scales before training: `print(structure.table(rule))` tells the reason for each.
 
   The rule is one half of the parametrisation. The other half is the initialisation of the output layer, which
-  `rescale_init` does once, for weights whose standard initialisation has the variance 1/fan-in. What remains is the
-  model's:
+  `rescale_init` does once, for weights whose standard initialisation has the variance 1/fan-in. The rest is up to the
+  model:
 
-  - Attention logits are to have 1/d in place of 1/√d where the width of a head grows.
-  - A weight that is used again, the other way round, has the S of its first use: divide the second product, such as a
+  - Where the width of a head grows, attention logits need the factor 1/d instead of 1/√d.
+  - A weight that is used a second time, transposed, has the S of its first use. Divide the second product, such as a
     tied embedding's logits, by r_in.
-  - A factor before a product (equalised learning rates) is not looked at.
+  - A factor before a product (equalised learning rates) has no influence on S.
 
-  `coordinate_check` shows whether all is right.
+  `coordinate_check` shows whether the parametrisation is right.
 
-  Weight decay stays α·λ for every leaf, so that the decay in a step is independent of width. `nd_adam` turns its unit
-  vectors by an angle that is independent of width: they need no rule.
+  Weight decay stays α·λ for every leaf, so that the decay in a step is independent of width. `nd_adam` needs no rule:
+  it turns its unit vectors by an angle that is independent of width.
 
   Args:
-    base: The structure of the same model at a smaller width. `structure_from_model` reads it from shapes alone, so that
-      no small model has to be made.
+    base: The structure of the same model at a smaller width. `structure_from_model` reads it from shapes alone, without
+      making the small model.
     optimizer: `"adam"` for all optimizers whose steps do not depend on the gradient's scale; `"sgd"` for SGD with
-      momentum. There S is 1 for hidden weights, r_out for input weights and biases (how much wider their output is),
-      1/r_in for output weights.
+      momentum. Then S is 1 for hidden weights, 1/r_in for output weights, and r_out for input weights and biases, where
+      r_out says how much wider their output is.
 
   Raises:
     TypeError, ValueError: `base` is no structure; `optimizer` is neither; in use, when the two structures do not have
@@ -102,13 +102,12 @@ class MaximalUpdate(Multipliable):
 
 
 def rescale_init(params: Any, structure: Structure, base: Structure) -> Any:
-  """The parameters with the output layer's initial weights divided by √r_in, as the maximal update parametrisation has
-  them.
+  """Divides the output layer's initial weights by √r_in: the initialisation of the maximal update parametrisation.
 
       W ← W/√r_in   for a weight that sums over more inputs than in the base model, to as many outputs
 
-  A standard initialisation has the variance 1/fan-in; that of output weights is to fall with its square. All other
-  leaves stay as they are. Use it once, on new parameters.
+  A standard initialisation has the variance 1/fan-in. The variance of output weights must fall with the square of
+  fan-in. All other leaves stay unchanged. Use `rescale_init` once, on new parameters.
 
   Args:
     params: The parameters, just initialised.

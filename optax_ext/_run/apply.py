@@ -1,9 +1,9 @@
-"""Update and apply in one call, so that a kernel may write the new parameters itself.
+"""`update_and_apply`: update and apply in one call, so that a kernel can write the new parameters itself.
 
 `optax.apply_updates` reads every parameter once more, to add an update that a kernel has just written to memory. A
-kernel that holds gradient, moments and parameter on chip has the new parameter there already. `update_and_apply` asks
-for it: it passes the extra argument `return_applied=True`, and an optimizer with a kernel answers, leaf by leaf, with
-`Applied(new parameter)` in place of the update.
+kernel that holds gradient, moments and parameter on chip can compute the new parameter there. `update_and_apply` asks
+for the new parameter with the extra argument `return_applied=True`. An optimizer with a kernel answers, leaf by leaf,
+with `Applied(new parameter)` in place of the update.
 """
 
 from collections.abc import Callable
@@ -18,11 +18,11 @@ from optax_ext._common.arguments import check_transformation
 def update_and_apply(
   tx: optax.GradientTransformation, grads: optax.Updates, state: Any, params: optax.Params, **extra_args: Any
 ) -> tuple[Any, Any]:
-  """What `tx.update` and `optax.apply_updates` do together, in one pass over memory where `tx` has a kernel for it.
+  """Updates and applies in one call: `tx.update` and `optax.apply_updates`, in one pass where `tx` has a kernel for it.
 
-  A kernel has to have the last word. Through `optax.chain` (as the last link), `masked`, `partition` and
-  `inject_hyperparams` it has. `optax.MultiSteps` takes the plain step; other wrappers that compute with updates
-  (`apply_if_finite`) raise, and want `tx.update`.
+  Nothing may change the update after a kernel. `optax.chain` (with the kernel's optimizer as the last link), `masked`,
+  `partition` and `inject_hyperparams` do not. `optax.MultiSteps` takes the plain step. Other wrappers that compute with
+  updates (`apply_if_finite`) raise: use `tx.update` with them.
 
   Args:
     tx: Any optax transformation.

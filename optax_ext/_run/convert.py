@@ -12,16 +12,20 @@ from optax_ext._common.paths import by_path, check_paths, map_with_paths
 from optax_ext._moments.gains import one_minus_decay_power
 
 Decays = tuple[Scalar, Scalar]
+_TAKEN_IN = (
+  "start from the float32 weights, join_weights(params, state), and take them in with split where new_state has "
+  "split weights."
+)
 
 
 def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: Decays, schedules: str = "keep") -> Any:
-  """The state of a new optimizer that goes on where an old one stopped: its moments, its count, its schedules.
+  """Converts the state of one optimizer into another's in mid-run: moments, count, schedules.
 
       m ← m·(1 − β₁'ᵗ)/(1 − β₁ᵗ)     v ← v·(1 − β₂'ᵗ)/(1 − β₂ᵗ)
 
   `optax.adam`, `optax.adamw`, `optax.nadam`, `exadam` and `caadam` store averages that start at 0 and are too small by
-  1 − βᵗ; `adamnx` stores averages that are not. Both βs of an optimizer of the first kind are its b1 and b2; those of
-  `adamnx` are 0, whatever its b1 and b2. Where they agree the moments are copied.
+  the factor 1 − βᵗ; pass their b1 and b2. `adamnx` stores averages of the right size; pass 0 for both, whatever its b1
+  and b2. Where the old and the new β agree the moments are copied.
 
   ===================================  =============================
   optimizer                            decays
@@ -30,14 +34,14 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   adamnx                               (0, 0)
   ===================================  =============================
 
-  Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in its place in `state`, so that wrappers
-  (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Every schedule of
-  `new_state` goes on at the count of the moments before it, or starts again. What else the two chains hold may differ:
-  a weight decay, a mask, a schedule. All else (injected hyperparameters, the counts and the
-  gradients of `MultiSteps`) is what it is in `new_state`.
+  Every `optax.ScaleByAdamState` of `new_state` gets its moments from the one in the same place in `state`. So wrappers
+  (`optax.masked`, `partition`, `MultiSteps`, `inject_hyperparams`) must be the same on both sides. Weight decay, masks
+  and schedules of the two chains may differ. Every schedule of `new_state` goes on at the count of the moments before
+  it, or starts again. Residuals of `split_weights`, a part of the weights, go on. Everything else (injected
+  hyperparameters, the counts and the gradients of `MultiSteps`) stays as in `new_state`.
 
-  ND-Adam is not among them: it keeps one second moment for each vector, which cannot be made of, nor made into, one for
-  each weight, and its parameters are unit vectors. Start it anew, from `normalize_vectors`.
+  ND-Adam cannot be converted: it keeps one second moment for each vector, not for each weight, and its parameters are
+  unit vectors. Start it anew, from `normalize_vectors`.
 
   Args:
     state: The state of the old optimizer, after t updates.
@@ -45,7 +49,7 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
     decays: (β₁, β₂) of the averages in `state`.
     new_decays: (β₁', β₂') of the averages in `new_state`.
     schedules: `"keep"` lets schedules (learning rate, weight decay) go on at count t; `"restart"` starts them at 0, for
-      a new warm-up or another cosine. Moments and their bias corrections go on at t all the same.
+      a new warm-up or another cosine. Moments and their bias corrections go on at t in both cases.
 
   Returns:
     A tree like `new_state`, with the same dtypes. It can be computed under `jax.jit`.
@@ -53,7 +57,8 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
   Raises:
     TypeError: a decay rate is not a number.
     ValueError: a decay rate is not in [0, 1); `schedules` is neither of the two; one of the states has no moments, or
-      not as many as the other; their leaves differ in paths or shapes, or are codes of `quantize_state`.
+      not as many as the other; their leaves differ in paths or shapes, or are codes of `quantize_state`; residuals of
+      split weights have no place of their own kind in `new_state`.
 
   Example:
     From AdamW to AdamNX, in the middle of a run:
@@ -97,7 +102,29 @@ def convert_moments(state: Any, new_state: Any, *, decays: Decays, new_decays: D
       return node._replace(count=_with_value(node.count, count))
     return node
 
-  return jax.tree.map(go_on, new_state, is_leaf=lambda node: _is_moments(node) or _is_count(node))
+  new_state = jax.tree.map(go_on, new_state, is_leaf=lambda node: _is_moments(node) or _is_count(node))
+  return _with_residuals_of(state, new_state)
+
+
+def _with_residuals_of(state: Any, new_state: Any) -> Any:
+  """A state with the residuals of split weights of an old one: a part of the weights, whatever steps them."""
+  split = jax.tree.leaves(state, is_leaf=_is_split)
+  residuals = iter([node for node in split if _is_split(node)])
+
+  def go_on(node: Any) -> Any:
+    old = next(residuals, None) if _is_split(node) else None
+    if old is None:
+      return node
+    described = [jax.tree.map(lambda x: (x.shape, x.dtype), residual) for residual in (old.residual, node.residual)]
+    if described[0] != described[1]:
+      raise ValueError(f"state and new_state have residuals of split weights that differ in paths or bits: {_TAKEN_IN}")
+    residual = jax.tree.map(jnp.array, old.residual)  # in buffers of its own
+    return node._replace(residual=residual, count=_with_value(node.count, jax.tree.leaves(old.count)[0]))
+
+  new_state = jax.tree.map(go_on, new_state, is_leaf=_is_split)
+  if next(residuals, None) is not None:
+    raise ValueError(f"state holds residuals of split weights, for which new_state has no place: {_TAKEN_IN}")
+  return new_state
 
 
 def _convert(old: Any, new: Any, decays: Decays, new_decays: Decays) -> Any:
@@ -144,6 +171,11 @@ def _is_moments(node: Any) -> bool:
 def _is_count(node: Any) -> bool:
   """Whether a node is the state of a schedule, which is a count and nothing else."""
   return getattr(node, "_fields", None) == ("count",)
+
+
+def _is_split(node: Any) -> bool:
+  """Whether a node is the state of `split_weights`."""
+  return getattr(node, "_fields", None) == ("count", "residual", "inner_state")
 
 
 def _moments(state: Any) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Where the state of an optimizer lives: shardings for it, from the shardings of the parameters."""
+"""Shardings for the state of an optimizer, from the shardings of the parameters."""
 
 import math
 from typing import Any
@@ -16,13 +16,13 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
   """Shardings of `tx.init(params)`, for parameters that are sharded as `shardings` says.
 
   - A leaf shaped like its parameter (a moment, an accumulated gradient, an average) is sharded like it.
-  - Where an axis is shorter than its parameter's (ND-Adam's second moment, along the axes that it sums over; scales of
-    8-bit moments), the parameter's mesh axes split it if they divide it, and none otherwise.
-  - All else is replicated: counts, hyperparameters, leaves of another rank.
+  - Where an axis is shorter than its parameter's (ND-Adam's second moment along the axes that it sums over, scales of
+    8-bit moments), the parameter's mesh axes split it if they divide its length. Otherwise no mesh axis splits it.
+  - Everything else is replicated: counts, hyperparameters, leaves of another rank.
 
   Works through `optax.chain`, `masked`, `partition`, `MultiSteps`, `inject_hyperparams` and every transformation that
-  `optax.tree.map_params` can read. It calls `tx.init` with a tree that has no leaves, so that a partition's labels,
-  where they are a function, must map over the parameters and not look one up by its name.
+  `optax.tree.map_params` can read. It calls `tx.init` with a tree that has no leaves. So if a partition's labels are a
+  function, the function must map over the parameters, and must not look up a parameter by its name.
 
   Args:
     tx: The optimizer, or anything with its method `init`.

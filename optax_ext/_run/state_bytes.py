@@ -1,4 +1,4 @@
-"""What an optimizer's state takes of memory, known before there is any."""
+"""The memory of an optimizer's state, counted from shapes before any of it is allocated."""
 
 import dataclasses
 import math
@@ -20,10 +20,10 @@ SHARED = "(all)"  # in place of a leaf's path: counts, random keys, injected hyp
 
 @dataclasses.dataclass(frozen=True)
 class ArrayBytes:
-  """One array of a state.
+  """One array of an optimizer's state, and its size.
 
   Attributes:
-    path: The path of its parameter; `"(all)"` where it is of none.
+    path: The path of its parameter; `"(all)"` for an array of no parameter.
     kind: The field that holds it: `"mu"`, `"nu"`, `"trace"`, `"scale"`, `"count"`.
     shape: Its shape.
     dtype: Its dtype, by name.
@@ -39,11 +39,12 @@ class ArrayBytes:
 
 @dataclasses.dataclass(frozen=True)
 class StateBytes:
-  """The bytes of an optimizer's state, array by array. Printing it shows a table: a line a parameter, a column a kind.
+  """The bytes of an optimizer's state, array by array. Printing it shows a table: a line for each parameter, a column
+  for each kind.
 
   Attributes:
     arrays: The arrays of the state.
-    num_params: How many numbers the parameters are.
+    num_params: The number of elements of all parameters.
   """
 
   arrays: tuple[ArrayBytes, ...]
@@ -56,7 +57,7 @@ class StateBytes:
 
   @property
   def per_param(self) -> float:
-    """Bytes of state for each number of the parameters."""
+    """Bytes of state for each element of the parameters."""
     return self.total / max(self.num_params, 1)
 
   def by_path(self) -> dict[str, int]:
@@ -85,15 +86,16 @@ class StateBytes:
 
 
 def state_bytes(tx: Any, params: Any) -> StateBytes:
-  """The bytes of `tx.init(params)` by parameter and kind, from shapes alone: no memory is taken.
+  """Counts the bytes of `tx.init(params)` by parameter and kind, from shapes alone: no memory is allocated.
 
   Args:
     tx: Any optax transformation, or anything with its method `init`.
     params: The parameters; `jax.ShapeDtypeStruct`s do. Only shapes and dtypes are read.
 
   Returns:
-    A `StateBytes`. An array is of the parameter whose path ends the array's own path through the state, as the moments
-    of every optimizer are; all others are counted as `"(all)"`. On a mesh these are the bytes of all devices together.
+    A `StateBytes`. An array belongs to the parameter whose path ends the array's own path through the state, like the
+    moments of every optimizer. All other arrays count as `"(all)"`. On a mesh these are the bytes of all devices
+    together.
 
   Raises:
     TypeError: `tx` has no `init`, or a leaf of `params` is no array.

@@ -20,12 +20,12 @@ all leaves of two or more axes (biases and norms have one; a tree that is one ar
 
 
 def vector_mask(axes: Axes, *, vectors: bool = True) -> Callable[[Any], Any]:
-  """A mask that shows the leaves that hold vectors, for `optax.masked`: ND-Adam gives them another learning rate.
+  """A mask for `optax.masked` that shows the leaves with vectors: ND-Adam gives these another learning rate.
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
       values, one tuple for all leaves of two or more axes, or a `Structure`.
-    vectors: Whether to show the vectors, or all other leaves.
+    vectors: Whether to show the leaves with vectors, or all others.
 
   Returns:
     A function from a tree to a tree of booleans, `False` for `None`.

@@ -1,4 +1,4 @@
-"""ND-Adam's axes guessed from the parameters that it sees."""
+"""Guesses ND-Adam's axes from the parameters that the optimizer sees."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,7 +1,7 @@
 """ND-Adam's whole step as one kernel for TPUs, which reads gradient, weights and mean once and writes the new ones.
 
-A block of whole vectors fits in a TPU core's memory, where the three sums of the chain cost no traffic: 20 bytes for a
-float32 parameter, the least there is, where XLA's programs read the parameters again once the sums are known.
+A block of whole vectors fits in a TPU core's memory, where the three sums of the chain cost no traffic. A float32
+parameter takes 20 bytes, the least there is. XLA's programs read the parameters again once the sums are known.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""What ND-Adam's step is made of, said once: the chain, the step in one pass and the kernel are made from it."""
+"""The specification of ND-Adam's step. The chain, the step in one pass and the kernel are made from it."""
 
 import dataclasses
 from collections.abc import Callable

@@ -74,7 +74,8 @@ def totals(products: tuple[jax.Array, ...], along: tuple[int, ...], names: tuple
   """The sums of several arrays over vectors, in one reading of memory.
 
   On TPUs XLA makes one loop over memory of several sums of columns, but not of one sum of their stacked inputs, and on
-  GPUs the other way about.
+  GPUs the other way about. Bytes moved in a step: on TPUs 32.1 and 344, on an H100 68 and 32.1. A variadic reduce asks
+  for more shared memory than an H100 has.
   """
   stacked = tuple(axis + 1 for axis in along)
   at_once = lambda *products: tuple(sum_over(stacked, names)(jnp.stack(products)))

@@ -2,7 +2,7 @@
 
 A *vector* runs along the **axes** that its layer contracts: the input weights of one hidden unit. Axes are given as a
 function of a leaf's path and the leaf, as a tree like the parameters, as one tuple for all leaves of two or more axes,
-or as a `Structure`. `None` puts a leaf among the scalars, which every function here leaves as they are.
+or as a `Structure`. `None` puts a leaf among the scalars, which no function here changes.
 
 Under `jax.jit` arrays are whole, however a mesh splits them, and so are the sums over vectors. Inside `jax.shard_map` a
 function sees one device's part: where a mesh axis splits the axes of vectors, its `axis_name` says over which devices
@@ -33,13 +33,14 @@ def project_out_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
 
       g ← g − (g·w)/(w·w) w
 
-  For unit vectors that is Algorithm 1's g − (g·w) w; it is a projection for all others too. Where w = 0, g stays.
+  For unit vectors this is Algorithm 1's g − (g·w) w. It is a projection for vectors of any length. Where w = 0, g
+  stays.
 
   Args:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
       values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
-      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
+      `axis_name(path, leaf)` that returns one or `None`. Name none for vectors that each device holds whole.
 
   Returns:
     A stateless transformation that needs `params`. Updates have the dtype of the arithmetic: float32 for narrower
@@ -83,7 +84,7 @@ def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
       values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
-      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
+      `axis_name(path, leaf)` that returns one or `None`. Name none for vectors that each device holds whole.
 
   Returns:
     A stateless transformation that needs `params`.
@@ -116,7 +117,7 @@ def renormalize_params(axes: Axes, *, axis_name: AxisName = None) -> optax.Gradi
 
 
 def normalize_vectors(params: Any, axes: Axes) -> Any:
-  """The parameters with every vector divided by its length: the initialisation that ND-Adam starts from.
+  """Divides every weight vector by its length: the initialisation that ND-Adam starts from.
 
       w ← w/‖w‖
 
@@ -126,7 +127,7 @@ def normalize_vectors(params: Any, axes: Axes) -> Any:
       values, one tuple for all leaves of two or more axes, or a `Structure`.
 
   Returns:
-    A tree like `params`, in the same dtypes. Zero vectors stay zero; leaves whose axes are `None` stay as they are.
+    A tree like `params`, in the same dtypes. Zero vectors stay zero; leaves whose axes are `None` are unchanged.
 
   Raises:
     TypeError: axes are not a tuple of ints (a bare int, say).
@@ -169,7 +170,7 @@ def per_vector(axes: Axes, *, axis_name: AxisName = None) -> Square:
     axes: The axes of the vectors: a function `axes(path, leaf)` that returns a tuple of ints or `None`, a tree of such
       values, one tuple for all leaves of two or more axes, or a `Structure`.
     axis_name: Inside `jax.shard_map`, the mesh axes that split the vectors: a name, a tuple of names, or a function
-      `axis_name(path, leaf)` that returns one or `None`. Vectors must not be named that each device holds whole.
+      `axis_name(path, leaf)` that returns one or `None`. Name none for vectors that each device holds whole.
 
   Returns:
     A function for `scale_by_moments(..., square=...)`. Its sums keep the leaf's rank, with size 1 along the axes;

@@ -10,6 +10,7 @@ from optax_ext.compare.arguments import check_options, rates_of, seeds_of
 from optax_ext.compare.experiment import compare
 from optax_ext.compare.names import NAMES, check_name
 from optax_ext.compare.problem import check_batch_size
+from optax_ext.compare.processes import check_process, part
 from optax_ext.compare.protocol import EarlyStopping, Protocol, ReduceOnPlateau
 
 PROBLEMS = (
@@ -26,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add(
     "--optimizers",
     required=True,
-    help=f"comma-separated: {', '.join(NAMES)}, any of optax; NAME-8bit; baselines are added",
+    help=f"comma-separated: {', '.join(NAMES)}, any of optax; NAME-8bit, NAME-split; baselines are added",
   )
   add(
     "--learning-rates", help="low:high:number, or comma-separated rates, for all (a grid around each one's own centre)"
@@ -53,6 +54,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
   add("--trials", type=int, default=16, help="of track B (16)")
   add("--single-rate", type=float, help="of the comparison at one rate; 0 for none (the baseline's usual rate)")
   add("--batching", default="auto", choices=["auto", "map", "vmap", "step"], help="how many runs go together (auto)")
+  add(
+    "--process",
+    metavar="K/N",
+    help="do the K-th of N shares of the optimizers, as 1/2; then the same command without it gathers all in --out",
+  )
   add("--out", type=pathlib.Path, default=pathlib.Path("out"), help="folder; interrupted work there is continued (out)")
   return parser.parse_args(arguments)
 
@@ -76,6 +82,22 @@ def parse_rates(text: str | None) -> list[float] | None:
     raise ValueError(
       f"--learning-rates must be low:high:number, as 1e-4:1e-1:7, or comma-separated numbers, but was {text!r}."
     ) from None
+
+
+def parse_process(text: str | None, out: pathlib.Path) -> tuple[int, int] | None:
+  """The number of a process and how many there are, from "1/2".
+
+  Raises:
+    ValueError: it is no such pair.
+  """
+  if text is None:
+    return None
+  number, slash, processes = text.partition("/")
+  if not slash or not number.strip().isdecimal() or not processes.strip().isdecimal():
+    raise ValueError(f"--process must be K/N, as 1/2, but was {text!r}.")
+  process = int(number), int(processes)
+  check_process(process, out)
+  return process
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -103,6 +125,7 @@ def _checked(options: argparse.Namespace) -> tuple[list[str], list[float] | None
   names = [name.strip() for name in options.optimizers.split(",") if name.strip()]
   for name in names:
     check_name(name)
+  parse_process(options.process, options.out)
   return names, rates
 
 
@@ -121,6 +144,7 @@ def _protocol(options: argparse.Namespace, schedule: str, steps_per_epoch: int) 
 def run(options: argparse.Namespace) -> None:
   """One comparison for each schedule."""
   names, rates = _checked(options)
+  process = parse_process(options.process, options.out)
   from optax_ext.compare.problems.named import load
 
   problem = load(options.problem)
@@ -145,10 +169,14 @@ def run(options: argparse.Namespace) -> None:
       trials=options.trials,
       single_rate=options.single_rate,
       batching=options.batching,
+      process=process,
       out=out,
     )
+    if process:
+      print(f"The runs of {', '.join(comparison.arms)} are in {part(out, process)}; gather all without --process.")
+      continue
     print(comparison.summary())
-    print(f"Runs, summary and pictures are in {out}.")
+    print(f"Runs, summary, page and pictures are in {out}.")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which way of doing many runs suits a problem: read off its program, so that nothing is compiled or timed for it.
+"""Chooses how a problem's runs are batched, from its program: nothing is compiled or timed for the choice.
 
 - "vmap": many runs at once, in a loop over steps. Small programs cost little more for many runs than for one.
 - "map": one run a device, in such a loop. For programs whose arithmetic outweighs all else.

@@ -1,4 +1,4 @@
-"""Whether a problem's parts fit together, told before anything is compiled, in one sentence where they do not."""
+"""Checks that a problem's parts fit together, before anything is compiled."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,6 +9,9 @@ import numpy as np
 
 from optax_ext.compare.fingerprint import PLATFORM, Traced, digest
 from optax_ext.compare.problem import Problem, check_batch_size, keys
+from optax_ext.compare.streams import first_batch, is_stream
+
+SPLITS = ("train", "validation", "test")
 
 
 def check_problem(problem: Problem) -> tuple[Traced, Any]:
@@ -17,9 +20,9 @@ def check_problem(problem: Problem) -> tuple[Traced, Any]:
   Raises:
     TypeError, ValueError: what does not fit, in one sentence.
   """
-  _check_arrays(problem)
+  validation, test = _check_data(problem)
   init_key, dropout_key = jax.eval_shape(lambda: keys(0))
-  batch = jax.tree.map(lambda array: array[: problem.batch_size], problem.train)
+  batch = problem.example
   if problem.has_state and not _is_pair(jax.eval_shape(problem.init, init_key)):
     raise TypeError(f"init of the problem {problem.name!r} must return (params, state), since has_state is true.")
   params, state = jax.eval_shape(problem.start, init_key)
@@ -34,10 +37,10 @@ def check_problem(problem: Problem) -> tuple[Traced, Any]:
     )
   if _kinds(new_state) != _kinds(state):
     raise ValueError("loss must return a state of the same structure, shapes and dtypes as init, but did not.")
-  metrics = _trace("metrics of the validation data", problem.metrics_of, params, state, problem.validation)
+  metrics = _trace("metrics of the validation data", problem.metrics_of, params, state, validation)
   _check_metrics(problem, metrics.out_info)
-  if jax.tree.map(np.shape, problem.test) != jax.tree.map(np.shape, problem.validation):
-    _check_metrics(problem, _shapes("metrics of the test data", problem.metrics_of, params, state, problem.test))
+  if jax.tree.map(np.shape, test) != jax.tree.map(np.shape, validation):
+    _check_metrics(problem, _shapes("metrics of the test data", problem.metrics_of, params, state, test))
 
   gradient = _program(_trace("gradient of the loss", jax.value_and_grad(problem.loss_of, has_aux=True), *given))
   init = _program(_trace("init", problem.start, init_key))
@@ -75,7 +78,7 @@ def check_first_step(problem: Problem) -> None:
   """
   init_key, dropout_key = keys(0)
   params, state = jax.jit(problem.start)(init_key)
-  batch = jax.tree.map(lambda array: jnp.asarray(array[: problem.batch_size]), problem.train)
+  batch = jax.tree.map(jnp.asarray, problem.example)
   grad_of = jax.jit(jax.value_and_grad(problem.loss_of, has_aux=True))
   (value, _), grads = grad_of(params, state, batch, dropout_key)
   _check_finite(problem, "loss of the first batch", value, np.isfinite(value))
@@ -91,29 +94,60 @@ def _check_finite(problem: Problem, what: str, said: Any, fine: Any) -> None:
     )
 
 
-def _check_arrays(problem: Problem) -> None:
-  for split, data in zip(["train", "validation", "test"], problem.data, strict=True):
+def _check_data(problem: Problem) -> tuple[Any, Any]:
+  """What metrics are traced with: validation and test arrays, or a batch of each."""
+  parts = [_known(problem, split, data) for split, data in zip(SPLITS, problem.data, strict=True)]
+  train = parts[0]
+  for split, given, data in zip(SPLITS, problem.data, parts, strict=True):
+    what = f"a batch of {split}" if is_stream(given) else split
     leaves = jax.tree.leaves(data)
     if not leaves:
-      raise ValueError(f"{split} must hold at least one array, but holds none.")
+      raise ValueError(f"{what} must hold at least one array, but holds none.")
     lengths = {np.shape(leaf)[:1] for leaf in leaves}
     if len(lengths) > 1 or lengths in ({()}, {(0,)}):
       shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
-      raise ValueError(f"The arrays of {split} must have one leading axis, the examples, in common, but are {shapes}.")
-    if jax.tree.structure(data) != jax.tree.structure(problem.train):
-      raise ValueError(f"{split} must be a tree of arrays like train, but is {jax.tree.structure(data)}.")
+      raise ValueError(f"The arrays of {what} must have one leading axis, the examples, in common, but are {shapes}.")
+    if jax.tree.structure(data) != jax.tree.structure(train):
+      raise ValueError(f"{what} must be a tree of arrays like train, but is {jax.tree.structure(data)}.")
     for leaf in leaves:
       if jnp.issubdtype(np.result_type(leaf), jnp.inexact) and not np.isfinite(leaf).all():
         raise ValueError(
-          f"An array of {split}, of shape {np.shape(leaf)}, holds NaN or infinity; leave such examples out."
+          f"An array of {what}, of shape {np.shape(leaf)}, holds NaN or infinity; leave such examples out."
         )
-    for leaf, like in zip(leaves, jax.tree.leaves(problem.train), strict=True):
+    for leaf, like in zip(leaves, jax.tree.leaves(train), strict=True):
       if (np.shape(leaf)[1:], np.result_type(leaf)) != (np.shape(like)[1:], np.result_type(like)):
         raise ValueError(
-          f"Examples of {split} must have the shapes and dtypes of those of train, but one is {np.result_type(leaf)} "
+          f"Examples of {what} must have the shapes and dtypes of those of train, but one is {np.result_type(leaf)} "
           f"of shape {np.shape(leaf)[1:]} where train has {np.result_type(like)} of shape {np.shape(like)[1:]}."
         )
+  if problem.streams:
+    _check_stream(problem, len(jax.tree.leaves(train)[0]))
   check_batch_size(problem)
+  return parts[1], parts[2]
+
+
+def _known(problem: Problem, split: str, data: Any) -> Any:
+  """Arrays as they are; of a loader its first batch, which must be the same at each pass."""
+  if not is_stream(data):
+    return data
+  if callable(data) and split != "train":
+    raise TypeError(f"{split} must be a tree of arrays or a loader, the same for each seed, but is a function.")
+  batch, again = (first_batch(data, problem.batch_size, split) for _ in range(2))
+  kind = lambda batch: (jax.tree.structure(batch), [(leaf.shape, leaf.tobytes()) for leaf in jax.tree.leaves(batch)])
+  if kind(batch) != kind(again):
+    how = "train(seed) must shuffle by its seed alone" if callable(data) else f"give {split} in one order"
+    how += (
+      "" if callable(data) or split != "train" else ", or a function train(seed), whose loader shuffles by that seed"
+    )
+    raise ValueError(f"{split} began with another batch when it was read again, so that no runs can be paired: {how}.")
+  return batch
+
+
+def _check_stream(problem: Problem, size: int) -> None:
+  if problem.filler:
+    raise ValueError("filler is for arrays: a loader completes its last batch itself, or leaves it out.")
+  if problem.batch_size != size:
+    raise ValueError(f"batch_size must be that of the loader's batches, {size}, but was {problem.batch_size!r}.")
 
 
 def _shapes(what: str, function: Callable[..., Any], *args: Any) -> Any:

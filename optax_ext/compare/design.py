@@ -1,4 +1,4 @@
-"""What a comparison costs, in runs and steps, before it starts."""
+"""The planned cost of a comparison, in runs and steps."""
 
 import dataclasses
 from collections.abc import Sequence

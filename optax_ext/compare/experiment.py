@@ -14,6 +14,7 @@ from optax_ext.compare.grid import Range
 from optax_ext.compare.laboratory import Laboratory, OptimizerError
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem
+from optax_ext.compare.processes import check_process, part, share
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.report import save, summary
@@ -36,7 +37,10 @@ class Comparison(Outcome):
     return summary(self)
 
   def save(self, folder: str | pathlib.Path) -> list[pathlib.Path]:
-    """Writes the table of all runs (CSV and JSON), the summary and, where matplotlib is installed, the pictures."""
+    """Writes the table of all runs (CSV and JSON) and the summary.
+
+    Where plotly is installed a page, `report.html`, is beside them; where matplotlib is, the pictures as PNG files.
+    """
     return save(self, pathlib.Path(folder))
 
 
@@ -59,6 +63,7 @@ def compare(
   batching: str = "auto",
   devices: Sequence[Any] | None = None,
   out: str | pathlib.Path | None = None,
+  process: tuple[int, int] | None = None,
   curve_points: int | None = None,
   progress: bool = True,
 ) -> Comparison:
@@ -93,8 +98,13 @@ def compare(
     batching: "map" (one run after the other on each device), "vmap" (many at once), "step" (as map, each step a program
       of its own: for convolutions on a CPU), or "auto", which reads off the problem's program which of them suits.
     devices: That share the runs; by default all local ones.
-    out: A folder for the results; an interrupted comparison continues from what is in it. Refused are changed data,
-      protocols and versions, and runs of a model, a metric or an optimizer that computes something else now.
+    out: A folder for the results, `report.html` among them; an interrupted comparison continues from what is in it.
+      Refused are changed data, protocols and versions, and runs of a model, a metric or an optimizer that computes
+      something else now.
+    process: `(k, n)` does the runs of the k-th of n processes, from 1 on, which is every n-th optimizer, and keeps them
+      in a folder of its own in `out`. Nothing is compared or reported yet: when all are done (those of other machines
+      copied there), the same call without `process` gathers their runs and does the few that depend on all. Where jax
+      is distributed, give `(jax.process_index() + 1, jax.process_count())`; each process uses its own devices.
     curve_points: How many evaluations of each run are kept for curves and files, at least, the best and the last among
       them; `None` for all. Steps to target are told from all evaluations alone.
     progress: Whether to say what is going on: a live line in a terminal, else lines, on the standard error stream.
@@ -115,6 +125,8 @@ def compare(
       raise TypeError(f"{name} must be an optax_ext.compare.{kind.__name__}, but was {value!r}.")
   given = rates_of(learning_rates)
   check_options(given, points, ratio, track, quick, trials, single_rate, margin, batching, curve_points)
+  if process is not None:
+    check_process(process, out)
   tuning = seeds_of((2 if quick else 3) if tuning_seeds is None else tuning_seeds, 0, "tuning_seeds")
   reporting = seeds_of((ENOUGH if quick else 8) if seeds is None else seeds, FIRST_REPORTING_SEED, "seeds")
   if both := set(tuning) & set(reporting):
@@ -124,6 +136,10 @@ def compare(
     single_rate = 0 if quick else next(all_arms[b].centre for b in [*baseline_names(all_arms), *all_arms])
   single_rate = float(single_rate)
 
+  folder = pathlib.Path(out) if out else None
+  if folder and process is not None:
+    all_arms, folder = share(process, all_arms), part(folder, process)
+
   ratio = float(ratio)
   rates = {name: given or grid.grid(o.centre, points, ratio) for name, o in all_arms.items()}
   if len(given) > 1:  # on average
@@ -132,7 +148,6 @@ def compare(
   with Progress(progress, len(all_arms), design.steps(single_rate)) as shown:
     for line in design.lines(single_rate):
       shown.say(line)
-    folder = pathlib.Path(out) if out else None
     laboratory = Laboratory(
       problem, protocol, all_arms, batching, devices, folder, curve_points, settings=track == "B", progress=shown
     )
@@ -159,10 +174,12 @@ def compare(
 
   of_arms = (problem, protocol, {name: arms[name] for name in going.names}, reporting, tuning)
   comparison = Comparison(*of_arms, single_rate or None, margin, laboratory.batching, failed=going.failed)
+  if process is not None:
+    return comparison
   comparison.tuned = differences(comparison, single=False)
   comparison.at_one_rate = differences(comparison, single=True) if single_rate else {}
-  if out:
-    comparison.save(out)
+  if folder:
+    comparison.save(folder)
   return comparison
 
 

@@ -1,4 +1,4 @@
-"""What a problem and its optimizers compute, as text: programs before compilation, and digests of them.
+"""Digests of the programs of a problem and its optimizers, taken before compilation.
 
 A folder of results holds the digests, so that it is continued with the same model and the same optimizers alone. Every
 number in a program counts, a decay rate that shows after a thousand steps too; names and comments do not.
@@ -38,7 +38,7 @@ def digest(*texts: str) -> str:
 
 
 def check_programs(folder: pathlib.Path, programs: Mapping[str, str], ran: Collection[str]) -> None:
-  """Raises unless the optimizers that `ran` in `folder` did so with these programs; notes those of all.
+  """Raises unless the optimizers that `ran` in `folder` did so with these programs.
 
   Args:
     folder: Of the results.
@@ -48,22 +48,31 @@ def check_programs(folder: pathlib.Path, programs: Mapping[str, str], ran: Colle
   Raises:
     ValueError: the model, its loss or metrics, or an optimizer has changed, or an earlier version made the folder.
   """
-  path = folder / FILE
-  if ran and not path.exists():
+  if ran and not (folder / FILE).exists():
     why = (
       "an earlier version of optax_ext made, which did not note their programs"
       if (folder / BEFORE).exists()
       else f"cannot be told apart from others, since {FILE} is missing"
     )
     raise ValueError(f"{str(folder)!r} holds runs that {why}: choose another folder, or delete this one.")
-  noted: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
-  known = {name: of for name, of in noted.items() if name in ran}
+  known = _noted(folder, ran)
   for name, now in programs.items():
     if known.get(name, now) != now:
       raise ValueError(
         f"{str(folder)!r} holds runs of {name!r} that another program made: the model, its loss, its metrics or the "
         "optimizer has changed since. Choose another folder, or delete this one."
       )
+
+
+def note_programs(folder: pathlib.Path, programs: Mapping[str, str], ran: Collection[str]) -> None:
+  """Notes the programs beside those of the optimizers that `ran`."""
+  path = folder / FILE
   whole = path.with_suffix(".new")
-  whole.write_text(json.dumps(known | dict(programs), indent=1) + "\n", "utf-8")
+  whole.write_text(json.dumps(_noted(folder, ran) | dict(programs), indent=1) + "\n", "utf-8")
   whole.replace(path)
+
+
+def _noted(folder: pathlib.Path, ran: Collection[str]) -> dict[str, str]:
+  path = folder / FILE
+  noted: dict[str, str] = json.loads(path.read_text("utf-8")) if path.exists() else {}
+  return {name: of for name, of in noted.items() if name in ran}

@@ -1,4 +1,4 @@
-"""A problem's pure functions from a Flax NNX, Flax linen or Equinox model, as people write these.
+"""Makes the pure functions of a problem from a Flax NNX, Flax linen or Equinox model.
 
 Each function gives the fields `init`, `loss`, `metrics`, `has_state` and `hints` of a `Problem`. The state holds what a
 model changes beside its parameters: batch statistics, counters, random keys. The structure that caadam and nd_adam want
@@ -13,6 +13,7 @@ import numpy as np
 
 from optax_ext import structure_from_model
 from optax_ext._common.arguments import check_takes, module_of_flax, shown
+from optax_ext.compare.streams import first_batch
 
 Fields = dict[str, Any]
 KEYS = "threefry2x32"  # the same numbers whatever implementation the caller has chosen
@@ -78,7 +79,7 @@ def of_linen(
     return dict(zip(streams, jax.random.split(key, max(1, len(streams))), strict=False))
 
   def init(key: jax.Array) -> tuple[Any, Any]:
-    first = arguments(jax.tree.map(lambda array: jax.numpy.asarray(array[:1]), train))
+    first = arguments(jax.tree.map(lambda array: jax.numpy.asarray(array[:1]), first_batch(train, 1)))
     variables = model.init({"params": key, **streams_of(jax.random.fold_in(key, 1))}, *first, **evaluation)
     return variables["params"], {name: of for name, of in variables.items() if name != "params"}
 
@@ -146,7 +147,8 @@ def _fields(
     """Read off the loss in training, whose state is made inside, since it is no input."""
     key = jax.random.key(0, impl=KEYS)
     params, _ = jax.eval_shape(init, key)
-    batch = jax.tree.map(lambda array: jax.ShapeDtypeStruct((batch_size, *np.shape(array)[1:]), array.dtype), train)
+    shape = lambda array: jax.ShapeDtypeStruct((batch_size, *np.shape(array)[1:]), array.dtype)
+    batch = jax.tree.map(shape, first_batch(train, 1))
     return structure_from_model(lambda params, batch: loss(params, init(key)[1], batch, key)[0], params, batch)
 
   return {"init": init, "loss": loss, "metrics": metrics, "has_state": True, "hints": {"structure": structure}}

@@ -1,4 +1,4 @@
-"""Where to look: grids of learning rates, their extension and refinement, quasi-random trials, and the choice."""
+"""Grids of learning rates: extension, refinement, quasi-random trials, and the choice of the best."""
 
 import dataclasses
 import itertools

@@ -10,14 +10,15 @@ import jax
 
 from optax_ext.compare.batching import chosen, most_lanes
 from optax_ext.compare.checks import check_first_step, check_problem
-from optax_ext.compare.fingerprint import check_programs, digest
+from optax_ext.compare.fingerprint import check_programs, digest, note_programs
 from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem
+from optax_ext.compare.processes import parts
 from optax_ext.compare.programs import Common
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
 from optax_ext.compare.run import Result, Runner, Task
-from optax_ext.compare.store import Store, fingerprint
+from optax_ext.compare.store import Store, fingerprint, optimizer_of, read
 from optax_ext.compare.tuning import Choose, Race, RunTrials, Trial, race_steps
 
 
@@ -57,10 +58,17 @@ class Laboratory:
   ):
     traced, params = check_problem(problem)
     programs = check_optimizers(optimizers.values(), params, protocol.shape(), settings)
-    self.store = Store(folder, fingerprint(problem, protocol), points)
+    experiment = fingerprint(problem, protocol)
+    self.store = Store(folder, experiment, points)
     if folder:
       of_both = {name: digest(traced.digest, of) for name, of in programs.items()}
       check_programs(folder, of_both, self.store.optimizers())
+      of_processes = [(part, read(part, experiment)) for part in parts(folder)]
+      for part, found in of_processes:
+        check_programs(part, of_both, set(map(optimizer_of, found)))
+      note_programs(folder, of_both, self.store.optimizers())
+      for _, found in of_processes:
+        self.store.absorb(found, optimizers)
     self.problem, self.protocol, self.optimizers = problem, protocol, optimizers
     self.batching, self.lanes = chosen(batching, traced, devices), most_lanes(traced)
     self.devices, self.progress = devices, progress or Progress(False, len(optimizers), 0)

@@ -1,4 +1,4 @@
-"""Optimizers by name. Beside the problems with models, the one file of the comparison that imports other parts of it.
+"""Optimizers by name. Beside the problems with models this is the one file that imports other parts of the library.
 
 Centres are half decades: Adam's usual rate corrected by the known effective step (EXAdam's is 7 to 28 times Adam's, 2
 to 16 without its logarithm; CaAdam's multiplicative rule multiplies by up to 5). `adamnx` and `adamw` decay alike.
@@ -9,6 +9,8 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 import optax_ext
@@ -18,7 +20,7 @@ from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.peers import B1, B2, DECAY
 from optax_ext.compare.problem import Problem
 
-EIGHT_BITS = "-8bit"
+EIGHT_BITS, SPLIT = "-8bit", "-split"
 LOWER = 10**-3.5  # half a decade below 1e-3
 
 
@@ -111,22 +113,46 @@ NAMES: dict[str, Callable[[Problem], Optimizer]] = {
 def named(name: str, problem: Problem) -> Optimizer:
   """The optimizer of a name: one of `NAMES`, or any of optax and optax.contrib, as "lion", "muon", "prodigy".
 
-  With "-8bit" at its end the state is kept in 8 bits: "adamw-8bit".
+  With "-8bit" at its end the state is kept in 8 bits, with "-split" float32 weights in bfloat16 and 8 more bits; both
+  are "adamw-8bit-split".
 
   Raises:
     ValueError: there is none.
   """
   check_name(name)
-  if not name.endswith(EIGHT_BITS):
-    return NAMES[name](problem) if name in NAMES else peers.peer(name, problem)
-  whole = named(name.removesuffix(EIGHT_BITS), problem)
-  make = lambda learning_rate, **settings: optax_ext.quantize_state(whole.make(learning_rate, **settings))
-  return dataclasses.replace(whole, name=name, make=make, baselines=whole.baselines or (whole.name,))
+  if name.endswith(SPLIT):
+    whole = named(name.removesuffix(SPLIT), problem)
+    prepare = lambda params: _narrow(whole.prepare(params) if whole.prepare else params)
+    return _wrapped(name, whole, optax_ext.split_weights, prepare=prepare, evaluated=_joined(whole))
+  if name.endswith(EIGHT_BITS):
+    return _wrapped(name, named(name.removesuffix(EIGHT_BITS), problem), optax_ext.quantize_state)
+  return NAMES[name](problem) if name in NAMES else peers.peer(name, problem)
+
+
+def _wrapped(name: str, whole: Optimizer, wrap: Callable[[Any], Any], **changes: Any) -> Optimizer:
+  """An optimizer in fewer bytes, tuned and compared as the whole one."""
+  make = lambda learning_rate, **settings: wrap(whole.make(learning_rate, **settings))
+  return dataclasses.replace(whole, name=name, make=make, baselines=whole.baselines or (whole.name,), **changes)
+
+
+def _narrow(params: Any) -> Any:
+  """float32 parameters in bfloat16."""
+  return jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16) if leaf.dtype == jnp.float32 else leaf, params)
+
+
+def _joined(whole: Optimizer) -> Callable[[Any, Any], Any]:
+  """What is measured of split weights: the float32 ones that the optimizer sees."""
+
+  def evaluated(state: Any, params: Any) -> Any:
+    weights = optax_ext.join_weights(params, state)
+    return whole.evaluated(state.inner_state, weights) if whole.evaluated else weights
+
+  return evaluated
 
 
 def check_name(name: str) -> None:
   """Raises `ValueError` unless there is an optimizer of that name."""
-  whole = name.removesuffix(EIGHT_BITS)
+  whole = name.removesuffix(SPLIT).removesuffix(EIGHT_BITS)
   if whole not in NAMES and peers.find(whole) is None:
     close = difflib.get_close_matches(whole, {*NAMES, *peers.names()}, 3, 0.75)
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""

@@ -1,4 +1,4 @@
-"""An optimizer as a comparison sees it: a constructor of the learning rate, and where to look for the best one."""
+"""`Optimizer`: a function from the learning rate to an optax transformation, and where to look for the best rate."""
 
 import dataclasses
 import functools
@@ -17,7 +17,7 @@ from optax_ext.compare.protocol import Shape
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """A named constructor of the learning rate.
+  """An optimizer of a comparison: a name, and a function from the learning rate to an optax transformation.
 
   Attributes:
     name: Names it in tables and files.

@@ -1,4 +1,4 @@
-"""Adam's peers by name: whatever optax and optax.contrib make of a learning rate, with ranges of their settings.
+"""Optimizers of optax and optax.contrib by name, with ranges of their settings.
 
 The ranges are by a setting's name, since optax names settings alike.
 """

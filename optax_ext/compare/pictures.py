@@ -1,6 +1,5 @@
 """Three pictures of a comparison: curves, the metric against the learning rate, and intervals. They need no display."""
 
-import math
 import pathlib
 from typing import Any
 
@@ -8,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from optax_ext.compare.result import Outcome, curve_of
+from optax_ext.compare.result import Outcome, curve_of, limits_of_means, means_by_rate
 from optax_ext.compare.statistics import ENOUGH
 from optax_ext.compare.tuning import value_of
 
@@ -50,39 +49,32 @@ def curves(comparison: Outcome) -> Figure:
 def learning_rates(comparison: Outcome) -> Figure:
   """The picture that decides: the tuning runs' validation metric against the learning rate; the best is circled.
 
-  The worst tenth of the means lies outside, but no optimizer's best: a rate that is far too large would press all
-  others into one line.
+  Far too large rates may lie outside (`limits_of_means`).
   """
   metric = comparison.problem.metric
   figure, (panel,) = _figure(1)
-  means, bests = [], []
   for (color, line), (name, arm) in zip(_lines(comparison), comparison.arms.items(), strict=True):
     search = arm.search
-    sign = -1 if comparison.problem.maximize else 1
-    points = [(rate, sign * badness) for rate, badness in sorted(search.by_rate.items()) if math.isfinite(badness)]
+    points = means_by_rate(comparison, name)
     if not points:
       continue
-    means += [mean for _, mean in points]
     alone = all(len(trial) == 1 for trial in search.trials)  # in track B other settings differ too: no line
     width = 1.5 if alone else 0
-    panel.plot(*zip(*points, strict=True), line, color=color, label=name, marker="o", markersize=3, linewidth=width)
+    panel.plot(
+      list(points), list(points.values()), line, color=color, label=name, marker="o", markersize=3, linewidth=width
+    )
     for trial, results in zip(search.trials, search.results, strict=True):
       values = [value_of(comparison.problem, comparison.protocol, result, "validation") for result in results]
       panel.plot([trial["learning_rate"]] * len(values), values, ".", color=color, alpha=0.3, markersize=3)
     if search.best:
       best = search.best["learning_rate"]
-      bests.append(dict(points)[best])
-      panel.plot(best, bests[-1], "o", color=color, markersize=10, fillstyle="none")
+      panel.plot(best, points[best], "o", color=color, markersize=10, fillstyle="none")
   _style(panel, f"mean validation {metric} over tuning seeds", "learning rate")
   panel.set_xscale("log")
-  if means:
-    best, cut = np.quantile(means, [1, 0.1] if comparison.problem.maximize else [0, 0.9])
-    worst = (min if comparison.problem.maximize else max)(bests, default=best)
-    cut = best + max(cut - best, 1.05 * (worst - best), key=abs)
-    log = 0 < 10 * best < cut
-    _scale(panel, log)
-    if best != cut:
-      panel.set_ylim(*sorted((best / 1.2 if log else best - 0.1 * (cut - best), cut)))
+  log, limits = limits_of_means(comparison)
+  _scale(panel, log)
+  if limits:
+    panel.set_ylim(*limits)
   return _legend(figure, panel)
 
 

@@ -1,4 +1,4 @@
-"""What is trained: a model's initialisation and loss, what is measured of it, and its data."""
+"""`Problem`: a model's initialisation, loss and metrics, and its data."""
 
 import dataclasses
 import functools
@@ -12,11 +12,12 @@ import numpy as np
 
 from optax_ext._common.arguments import shown
 from optax_ext.compare.frameworks import KEYS, of_equinox, of_linen, of_nnx
+from optax_ext.compare.streams import first_batch, is_stream, opened
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """A model and its data, as pure functions and arrays.
+  """A model and its data, as pure functions, and arrays or loaders.
 
   Attributes:
     name: Names it in tables and files.
@@ -26,10 +27,17 @@ class Problem:
       (scalar, new state)`.
     metrics: `metrics(params, data) -> {name: scalar}` of all of `data` (no dropout); where `has_state`,
       `metrics(params, state, data)`.
-    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them.
-    validation: Like `train`; every decision is made on it.
-    test: Like `train`; looked at in reporting runs alone.
-    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler.
+    train: A tree of arrays with one leading axis, the examples; a batch is such a tree with `batch_size` of them. Where
+      the data do not fit on a device, `train(seed)` gives a loader: whatever has a length, the number of batches in an
+      epoch, and can be iterated anew in each epoch (a torch `DataLoader`, a grain `MapDataset`, a `tf.data.Dataset`).
+      Its batches are trees of NumPy arrays or tensors, all alike. It shuffles by that seed alone, so that all
+      optimizers see the same batches; one that shuffles otherwise is refused. A loader in place of the function gives
+      the same batches to every seed.
+    validation: Like `train`; every decision is made on it. Of a loader, whose batches may differ in size, a metric is
+      the mean over batches weighted by their sizes, which for a mean over examples is that of all.
+    test: Like `validation`; looked at in reporting runs alone.
+    batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler. A
+      loader's batches have as many.
     metric: The metric that decides.
     maximize: Whether more of it is better.
     has_state: Whether there is such a state.
@@ -181,7 +189,7 @@ class Problem:
     batch_size: int,
     **options: Any,
   ) -> "Problem":
-    """A problem of an Equinox model; for the metrics it is in inference mode.
+    """A problem of an Equinox model. Metrics see the model in inference mode.
 
     Args:
       name: Names it in tables and files.
@@ -206,19 +214,33 @@ class Problem:
     hint = self.hints.get("structure")
     return hint() if callable(hint) else hint
 
+  @functools.cached_property
+  def example(self) -> Any:
+    """A batch of the training data: the first examples, or the first batch of a loader."""
+    return first_batch(self.train, self.batch_size)
+
+  @property
+  def streams(self) -> bool:
+    """Whether the training data come from a loader."""
+    return is_stream(self.train)
+
   @property
   def data(self) -> tuple[Any, Any, Any]:
-    """Training, validation and test arrays."""
+    """Training, validation and test data."""
     return self.train, self.validation, self.test
 
   @property
   def examples(self) -> int:
-    """How many there are for training, without a filler."""
+    """The number of training examples, without a filler."""
+    if self.streams:
+      return self.steps_per_epoch * self.batch_size
     return len(jax.tree.leaves(self.train)[0]) - self.filler
 
   @property
   def steps_per_epoch(self) -> int:
-    """Batches in the training data: the complete ones, or with a filler all."""
+    """The number of batches in the training data: all with a filler, else the complete ones; a loader's length."""
+    if self.streams:
+      return len(opened(self.train, 0, "train"))
     return math.ceil(self.examples / self.batch_size) if self.filler else self.examples // self.batch_size
 
   def start(self, key: jax.Array) -> tuple[Any, Any]:
@@ -242,7 +264,7 @@ class Problem:
 
 
 def batches(problem: Problem, seed: int, first_step: int, steps: int) -> np.ndarray:
-  """Which training examples are in which batch: int32, (steps, batch_size).
+  """Indices of the training examples in each batch: int32, (steps, batch_size).
 
   Each epoch is a permutation that depends on the seed and the epoch, and on nothing else.
   """

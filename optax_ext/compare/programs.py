@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem, keys
 from optax_ext.compare.protocol import Protocol, Watch
+from optax_ext.compare.streams import is_stream
 from optax_ext.compare.train import Run, Setting, conclude, start, train
 
 TOGETHER = 8  # runs measured at once, since validation data may be large
@@ -38,7 +39,8 @@ class Common:
     self.mesh = Mesh(np.array(devices or jax.local_devices()), ("runs",))
     self.shared, self.split = (NamedSharding(self.mesh, spec) for spec in (ALL, RUNS))
     self.quick = QUICK if self.mesh.devices.flat[0].platform == "cpu" else None
-    self.train, self.validation, self.test = (jax.device_put(part, self.shared) for part in problem.data)
+    on_devices = lambda part: part if is_stream(part) else jax.device_put(part, self.shared)
+    self.train, self.validation, self.test = map(on_devices, problem.data)
     initialise = jax.jit(lambda key: problem.start(key), compiler_options=self.quick)
     self.initial = functools.cache(lambda seed: jax.device_get(initialise(keys(seed)[0])))
     self.dropout = functools.cache(lambda seed: np.asarray(jax.random.key_data(keys(seed)[1])))

@@ -1,4 +1,4 @@
-"""What is going on: a live line in a terminal, else lines for a log; what is compiling, and how long all will take."""
+"""Progress of a comparison: a live line in a terminal, else lines for a log, with the time that remains."""
 
 import sys
 import time

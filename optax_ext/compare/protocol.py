@@ -1,4 +1,4 @@
-"""How long a run trains, when it stops, and how its learning rate changes: all decided per run, inside the program."""
+"""`Protocol`: how long a run trains, when it stops, how its learning rate changes. Programs decide for each run."""
 
 import dataclasses
 import math
@@ -99,11 +99,11 @@ class Protocol:
 
   @property
   def evaluations(self) -> int:
-    """How many there are in a run that does not stop early."""
+    """The number of evaluations in a run that does not stop early."""
     return self.steps // self.evaluate_every
 
   def best(self, values: Sequence[float]) -> int:
-    """Which evaluation, from 0, has the best weights. Less is better; where none was looked at, the last."""
+    """The index of the evaluation with the best weights. Less is better. The last one where none was looked at."""
     looked_at = self.early_stopping or EarlyStopping(1)
     index, best = len(values) - 1, math.inf
     for i, value in enumerate(values):

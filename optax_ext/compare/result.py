@@ -1,4 +1,4 @@
-"""What a comparison found: the runs of each optimizer, and their differences."""
+"""The result of a comparison: the runs of each optimizer, and their differences."""
 
 import dataclasses
 import math
@@ -83,3 +83,31 @@ def curve_of(results: list[Result], curve: str) -> tuple[list[int], np.ndarray]:
   steps = sorted({step for result in alive for step in result.steps})
   # Runs of which only some evaluations were kept have steps of their own: between two of them the curve is a line.
   return steps, np.array([np.interp(steps, result.steps, result.curves[curve]) for result in alive])
+
+
+def means_by_rate(comparison: Outcome, name: str) -> dict[float, float]:
+  """Learning rates in ascending order, with the mean of the deciding metric over tuning seeds where it is finite."""
+  found = sorted(comparison.arms[name].search.by_rate.items())
+  return {rate: comparison.problem.badness(badness) for rate, badness in found if math.isfinite(badness)}
+
+
+def limits_of_means(comparison: Outcome) -> tuple[bool, tuple[float, float] | None]:
+  """Whether the axis of the means in a picture is logarithmic, and the limits that are to be seen.
+
+  The worst tenth of the means lies outside, but no optimizer's best: a rate that is far too large would press all
+  others into one line. The limits are `None` where there is nothing between them.
+  """
+  of_arms = {name: means_by_rate(comparison, name) for name in comparison.arms}
+  means = [mean for of in of_arms.values() for mean in of.values()]
+  if not means:
+    return False, None
+  chosen = {name: arm.search.best for name, arm in comparison.arms.items()}
+  bests = [of_arms[name][best["learning_rate"]] for name, best in chosen.items() if best]
+  best, cut = (float(x) for x in np.quantile(means, [1, 0.1] if comparison.problem.maximize else [0, 0.9]))
+  worst = (min if comparison.problem.maximize else max)(bests, default=best)
+  cut = best + max(cut - best, 1.05 * (worst - best), key=abs)
+  if best == cut:
+    return False, None
+  log = 0 < 10 * best < cut
+  low, high = sorted((best / 1.2 if log else best - 0.1 * (cut - best), cut))
+  return log, (low, high)

@@ -8,7 +8,7 @@ and judged. These ways differ in speed and rounding, and in nothing else.
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import batches
 from optax_ext.compare.programs import Common, Programs, stacked, take
 from optax_ext.compare.protocol import Watch, watch
+from optax_ext.compare.streams import Feed, is_stream, one_pass, opened
 from optax_ext.compare.train import Run, Setting
 
 
@@ -67,6 +68,7 @@ class Group:
   runs: Run
   watch: Watch
   records: list[list[dict[str, float]]]  # of each task
+  feeds: dict[int, Feed]  # of each seed, where batches come from a loader
   ended: dict[int, bool] = dataclasses.field(default_factory=dict)  # task -> whether it diverged
 
   @property
@@ -89,7 +91,7 @@ class Runner:
     self.common, self.optimizer, self.batching, self.lanes = common, optimizer, batching, lanes
     self.problem, self.protocol = common.problem, common.protocol
     every = self.protocol.evaluate_every
-    self.programs = Programs(common, optimizer, 1 if batching == "step" else every)
+    self.programs = Programs(common, optimizer, 1 if batching == "step" or self.problem.streams else every)
     self.seconds: dict[int, tuple[float, float]] = {}  # width -> of its first evaluation, of the fastest
 
   def run(
@@ -149,7 +151,9 @@ class Runner:
     runs = self.programs.start(*jax.device_put(initial, self.common.split), settings.trial)
     watches = jax.device_put(stacked([jax.tree.map(np.asarray, watch())] * width), self.common.split)
     counted = np.where(np.arange(width) < len(tasks), places, -1)  # the others are copies
-    return Group(tasks, counted, settings, runs, watches, [[] for _ in tasks])
+    seeds = {task.seed for task in tasks} if self.problem.streams else ()
+    feeds = {seed: Feed(self.problem.train, seed, self.problem.example) for seed in seeds}
+    return Group(tasks, counted, settings, runs, watches, [[] for _ in tasks], feeds)
 
   def advance(
     self, group: Group, evaluations: range, with_test: bool, on_steps: Callable[[int], None] = lambda steps: None
@@ -183,18 +187,29 @@ class Runner:
   def measured(self, params: Any, state: Any, with_test: bool) -> dict[str, Any]:
     """Metrics of the validation data, and in reporting runs of the test data, as "validation/name" and "test/name"."""
     splits = {"validation": self.common.validation} | ({"test": self.common.test} if with_test else {})
-    of_splits = {split: self.common.measure(params, state, data) for split, data in splits.items()}
+    of_splits = {split: self._metrics(params, state, split, data) for split, data in splits.items()}
     return {f"{split}/{name}": value for split, values in of_splits.items() for name, value in values.items()}
+
+  def _metrics(self, params: Any, state: Any, split: str, data: Any) -> dict[str, Any]:
+    """Of arrays, or of all batches of a loader: means that are weighted by the batches' sizes."""
+    if not is_stream(data):
+      return self.common.measure(params, state, data)
+    total, examples = None, 0
+    for size, batch in one_pass(opened(data, 0, split), self.problem.example, split):
+      values = self.common.measure(params, state, jax.device_put(batch, self.common.shared))
+      weighted = {name: size * value for name, value in values.items()}
+      total = {name: total[name] + value for name, value in weighted.items()} if total else weighted
+      examples += size
+    return {name: value / examples for name, value in (total or {}).items()}
 
   def _evaluate(self, group: Group, index: int, with_test: bool) -> None:
     """The steps up to evaluation `index`, and that evaluation; notes what it measured of the runs that go on."""
     every = self.protocol.evaluate_every
-    rows, number = self._rows(group, index), self.programs.number
     losses: Any = 0.0
-    for at in range(0, every, number):
-      place, first = np.int32(at), np.int32(index * every + at)
+    for at, (rows, place, data) in enumerate(self._batches(group, index)):
+      first = np.int32(index * every + at * self.programs.number)
       group.runs, loss = self.programs.steps(
-        group.runs, group.settings, group.watch.scale, rows, place, first, self.common.train
+        group.runs, group.settings, group.watch.scale, rows, np.int32(place), first, data
       )
       losses = losses + loss if at else loss
     params, state, opt_state = group.runs
@@ -218,12 +233,24 @@ class Runner:
     check_start(self.problem, {split: values[f"{split}/{self.problem.metric}"][0] for split in ("validation", "test")})
     self.common.checked = True
 
-  def _rows(self, group: Group, index: int) -> Any:
-    """Which examples each run's batches up to evaluation `index` hold: (runs, steps, batch_size)."""
+  def _batches(self, group: Group, index: int) -> Iterator[tuple[Any, int, Any]]:
+    """For each program of steps up to evaluation `index`: which examples the runs' batches hold, from which place on,
+    and the data that these are in.
+
+    Of arrays that is all of the data; of a loader one batch of each seed, which takes the place of an example.
+    """
     every = self.protocol.evaluate_every
     seeds = [group.tasks[task].seed for task in group.places]
-    of_seed = {seed: batches(self.problem, seed, index * every, every) for seed in set(seeds)}
-    return jax.device_put(np.stack([of_seed[seed] for seed in seeds]), self.common.split)
+    if not group.feeds:
+      of_seed = {seed: batches(self.problem, seed, index * every, every) for seed in set(seeds)}
+      rows = jax.device_put(np.stack([of_seed[seed] for seed in seeds]), self.common.split)
+      for place in range(0, every, self.programs.number):
+        yield rows, place, self.common.train
+      return
+    places = {seed: place for place, seed in enumerate(dict.fromkeys(seeds))}
+    rows = jax.device_put(np.array([[places[seed]] for seed in seeds], np.int32), self.common.split)
+    for _ in range(every):
+      yield rows, 0, jax.device_put(stacked([next(group.feeds[seed]) for seed in places]), self.common.shared)
 
   def _width(self, tasks: int) -> int:
     """Places of a group: as many as there are tasks, or those of an earlier group where compiling anew takes longer."""

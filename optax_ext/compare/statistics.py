@@ -1,4 +1,4 @@
-"""What paired runs say about two optimizers. All values are signed so that less is better."""
+"""Statistics of two optimizers on the same seeds. All values are signed so that less is better."""
 
 import dataclasses
 import math
@@ -56,7 +56,7 @@ class Difference:
   agreeing: int = 0
 
   def as_measured(self, maximize: bool) -> "Difference":
-    """Where more is better: with the signs of the metric, not those that make less better."""
+    """The difference with the metric's own signs, where more is better."""
     if not maximize:
       return self
     signs = {"mean": -self.mean, "low": -self.high, "high": -self.low, "baseline_mean": -self.baseline_mean}
@@ -73,7 +73,7 @@ class Difference:
     return f"{self.relative(self.mean).lstrip('+-')} {more} {metric} than {baseline}, on {seeds}"
 
   def relative(self, value: float) -> str:
-    """A difference in percent of the baseline's mean, with its sign; as it is where that is 0."""
+    """A difference in percent of the baseline's mean, with its sign; the plain difference where that mean is 0."""
     if not self.baseline_mean or not math.isfinite(value):
       return f"{value:+.3g}" if math.isfinite(value) else "–"
     percent = 100 * value / abs(self.baseline_mean)
@@ -81,7 +81,7 @@ class Difference:
 
   @property
   def reason(self) -> str:
-    """The verdict, and where nothing could be decided for lack of seeds, that."""
+    """The verdict, with a remark where too few seeds could decide nothing."""
     few = self.verdict == "undecided" and self.seeds < ENOUGH
     return f"undecided: {counted(self.seeds, 'seed')}, {ENOUGH} are needed" if few else self.verdict
 
@@ -104,7 +104,7 @@ class Difference:
 
 
 def paired(values: Sequence[float], baseline: Sequence[float], relative_margin: float = 0.005) -> Difference:
-  """Compares two optimizers on the same seeds; a value that is not finite is of a diverged run.
+  """Compares two optimizers on the same seeds. A value that is not finite counts as a diverged run.
 
   Args:
     values: One of each seed.
@@ -152,12 +152,14 @@ def bootstrap_interval(values: Sequence[float] | np.ndarray, resamples: int = 99
     return math.nan, math.nan
   if np.ptp(values) == 0:
     return float(values[0]), float(values[0])
-  for method in ("BCa", "percentile"):  # BCa fails where values differ by rounding alone
-    interval = scipy.stats.bootstrap(
-      (values,), np.mean, n_resamples=resamples, method=method, rng=np.random.default_rng(0)
-    ).confidence_interval
-    if math.isfinite(interval.low + interval.high):
-      break
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", RuntimeWarning)  # BCa fails where values differ by rounding alone
+    for method in ("BCa", "percentile"):
+      interval = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=resamples, method=method, rng=np.random.default_rng(0)
+      ).confidence_interval
+      if math.isfinite(interval.low + interval.high):
+        break
   return float(interval.low), float(interval.high)
 
 

@@ -67,6 +67,7 @@ def train(
     extra = {"value": loss, "grad": grads, "value_fn": lambda params: loss_of(params)[0]}  # for those that want them
     updates, opt_state = tx.update(grads, run.opt_state, run.params, **extra)
     opt_state = jax.tree.map(_in_dtype_of, opt_state, run.opt_state)  # a float32 setting may have widened it
+    state = jax.tree.map(_in_dtype_of, state, run.state)  # of bfloat16 weights it may be narrower
     return Run(optax.apply_updates(run.params, updates), state, opt_state), loss
 
   steps = len(jax.tree.leaves(batches)[0])

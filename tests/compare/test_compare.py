@@ -54,10 +54,10 @@ from optax_ext.compare.problems import named as problems_named
 from optax_ext.compare.programs import Common
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import judge, warmup_cosine, watch
-from optax_ext.compare.report import steps_to_target
 from optax_ext.compare.result import curve_of
 from optax_ext.compare.run import Result, Runner, Task
 from optax_ext.compare.store import fingerprint
+from optax_ext.compare.tables import steps_to_target
 from optax_ext.compare.train import conclude
 from optax_ext.compare.tuning import Search, Tuner, value_of
 
@@ -543,6 +543,8 @@ class TestStatistics:
     values = 0.3 + np.array([0, 1, 0, 0, -1, 0]) * 5e-17
     low, high = statistics.bootstrap_interval(values)
     assert 0.3 - 1e-16 <= low <= high <= 0.3 + 1e-16
+    values = np.array([1.0, 1.01, 1.04, 1.09, 1.16])
+    np.testing.assert_allclose(statistics.bootstrap_interval((values + 1) - values), 1.0)
 
   def test_where_more_is_better_differences_have_the_signs_of_the_metric(self):
     measured = paired([-0.9, -0.8, -0.9], [-0.5, -0.6, -0.7]).as_measured(maximize=True)
@@ -639,6 +641,7 @@ class TestCompare:
     assert {row["diverged"] for row in table if row["phase"] == "one rate"} == {"True"}
     assert all(row["test/loss last"] == "" for row in table if row["phase"] == "tuning")  # test data untouched
     assert {path.name for path in tmp_path.glob("*.png")} == {"curves.png", "learning_rates.png", "intervals.png"}
+    assert (tmp_path / "report.html").exists()
 
     with pytest.raises(ValueError, match="another experiment"):
       self.compare(arms, Protocol(8, 4), **options)
@@ -1161,11 +1164,41 @@ class TestNames:
     size = lambda of: sum(leaf.nbytes for leaf in jax.tree.leaves(of.build({"learning_rate": 0.1}).init(params)))
     assert size(eighth) < 0.3 * size(whole)
 
+  @pytest.mark.parametrize(
+    "name", ["adam-split", "adam-8bit-split", "contrib.schedule_free_sgd-split", "nd_adam-split"]
+  )
+  def test_split_weights_train_as_whole_ones_in_bfloat16(self, name):
+    """What is measured are float32 weights, more exact than the bfloat16 ones."""
+    problem, protocol, rate = toy(), Protocol(6, 3), {"learning_rate": 0.02}
+    float32 = {"w": jnp.ones((64, 128)), "b": jnp.ones(3)}
+    split, whole = (names.named(of, problem) for of in (name, name.replace("-split", "")))
+    assert (split.name, split.baselines, split.space) == (name, whole.baselines or (whole.name,), whole.space)
+    params = split.prepare(float32)
+    state = split.build(rate).init(params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    check_optimizers([split], float32)
+    measured = split.evaluated(state, params)
+    assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype(jnp.float32)}
+    if name == "adam-split":
+      [one], [other] = (runner_of(problem, protocol, of, "map", ONE).run([Task(rate, 0)]) for of in (split, whole))
+      np.testing.assert_allclose(one.curves["validation/loss"], other.curves["validation/loss"], rtol=0.02)
+      assert one.curves["validation/loss"] != other.curves["validation/loss"]
+
+  def test_a_state_may_become_narrower(self):
+    """A model whose state follows the dtype of its weights."""
+    narrow = lambda params, state, batch, key: (toy().loss(params, state, batch, key)[0], params["a"][0, 0])
+    [result] = runner_of(toy(loss=narrow), Protocol(4, 2), names.named("sgd-split", toy()), "map", ONE).run(
+      [Task({"learning_rate": 1e-2}, 0)]
+    )
+    assert not result.diverged
+
   def test_a_name_that_is_nearly_one_is_told(self):
     with pytest.raises(ValueError, match=r"Unknown optimizer 'prodgy'; .* Did you mean 'prodigy'\?"):
       names.check_name("prodgy")
     with pytest.raises(ValueError, match=r"Unknown optimizer 'lio-8bit'"):
       names.check_name("lio-8bit")
+    with pytest.raises(ValueError, match=r"Unknown optimizer 'adam-split-8bit'"):
+      names.check_name("adam-split-8bit")
 
   def test_matched_baselines_decay_alike(self):
     params = {"w": jnp.ones(3)}

@@ -428,7 +428,7 @@ def test_angles_beside_the_schedule(tmp_path):
   lines = report.angle_lines(pages.Pages(tmp_path, tmp_path), layers)
   assert "| adam | × 2.00 | × 2.00 | × 0.50 | × 1.00 |" in lines
   assert "| nd_adam | × 1.00 | × 1.00 | × 1.00 | × 1.00 |" in lines
-  assert "grow × 2.00, its angle changes by × 0.50 relative to the schedule, ND-Adam's by × 1.00 (" in lines[2]
+  assert "grow × 2.00. Relative to the schedule Adam's angle changes by × 0.50 there, ND-Adam's by × 1.00 (" in lines[2]
 
 
 def test_angles_of_a_slice_of_two_steps(tmp_path):
@@ -495,7 +495,8 @@ def test_the_same_rule_differs_by_noise(tmp_path):
   words = report.noise(page, "both")[0]
   assert words.startswith('"adax as adamnx, matched" and "adamnx, matched" are the same rule')
   assert "at one learning rate -0.20% [-0.40, +0.00], equal; each tuned, +2.00% [+1.00, +3.00], better." in words
-  assert "better by +1.00% [+1.00, +1.00] at one learning rate; each tuned, by +10.00% [+10.00, +10.00]," in words
+  assert "better by +1.00% [+1.00, +1.00] at one learning rate." in words
+  assert "Each tuned, the first is better by +10.00% [+10.00, +10.00]:" in words
   assert "tuning seed took the rates 0.0178 and 0.0042." in words
 
 
@@ -529,7 +530,7 @@ def test_error_at_equal_training_loss():
   fast = [run(seed, [0.9, 0.3, 0.1], [0.5, 0.2 + 0.1 * seed, 0.9]) for seed in (0, 1)]
   slow = [run(seed, [0.9, 0.5, 0.3 - 0.1 * seed], [0.5, 0.4, 0.1]) for seed in (0, 1)]
   lines = report.equal_training_loss({"fast": [*fast, run(2, [9.0, 9.0, 9.0], [1, 1, 1], True)], "slow": slow})
-  assert "is at most 0.300. slow reaches the least far: it sets this bar and is measured at its end" in lines[2]
+  assert "first at most 0.300. slow ends with the highest training loss, and so sets this bar." in lines[2]
   assert "| fast | 25.00% (SD 7.07, 1 of 3 diverged) | 20 |" in lines
   assert "| slow | 10.00% (SD 0.00) | 30 |" in lines
 

@@ -1,5 +1,6 @@
 """State that outlives a process: its layout, orbax, crashes, and the move from one optimizer to another."""
 
+import functools
 import importlib.util
 import itertools
 import os
@@ -437,6 +438,33 @@ def test_nnx_optimizers():
   np.testing.assert_allclose(mean(new), mean(old) / (1 - 0.9**2), rtol=1e-6)
   new.update(model, nnx.grad(loss)(model))
   assert int(jax.tree.leaves(moments_of(new.opt_state).count)[0]) == 3
+
+
+def test_residuals_of_split_weights_go_on():
+  """They are a part of the weights. A state that has no place for them, or one of other bits, is refused."""
+  narrow = {"w": PARAMS["w"].astype(jnp.bfloat16)}
+  split = lambda make, **options: optax_ext.split_weights(make(1e-3), **options)
+  old, new = split(optax.adam), split(optax_ext.adamnx)
+  grads, state = {"w": jnp.ones_like(narrow["w"])}, old.init(narrow)
+  for _ in range(2):
+    updates, state = old.update(grads, state, narrow)
+    narrow = optax.apply_updates(narrow, updates)
+  assert np.any(state.residual["w"] != 0)
+  convert = functools.partial(convert_moments, state, decays=(0.9, 0.999), new_decays=(0, 0))
+  converted = convert(new.init(narrow))
+  for weights, other in zip(
+    *(jax.tree.leaves(optax_ext.join_weights(narrow, s)) for s in (state, converted)), strict=True
+  ):
+    np.testing.assert_array_equal(weights, other)
+  assert converted.count == converted.inner_state[0].count == 2
+  for other, says in (
+    (optax_ext.adamnx(1e-3), "has no place"),
+    (split(optax_ext.adamnx, bits=32), "differ in paths or bits"),
+  ):
+    with pytest.raises(ValueError, match=says):
+      convert(other.init(narrow))
+  taken_in = convert_moments(optax.adam(1e-3).init(PARAMS), old.init(narrow), decays=(0, 0), new_decays=(0, 0))
+  assert not np.any(taken_in.residual["w"])
 
 
 def test_conversion_errors():

@@ -59,6 +59,7 @@ def test_a_table():
   assert lines[-1] == "2.10 bytes of state for each of 8,321 parameters"
 
 
+@pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")
 def test_bytes_of_a_bfloat16_model():
   """A second moment is float32 unless it is asked for in bfloat16; ND-Adam has one for each vector of 64."""
   params, half = {"kernel": jax.ShapeDtypeStruct((64, 128), jnp.bfloat16)}, jnp.bfloat16

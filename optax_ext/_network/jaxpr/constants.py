@@ -1,7 +1,7 @@
 """Arithmetic on the small integers of a program (loop counters, positions), which decide what is indexed.
 
-By NumPy, not by the primitives themselves: jax compiles each primitive for each shape, 20 ms that tracing a model as a
-whole hardly takes.
+NumPy computes, not the primitives themselves: jax compiles each primitive for each shape, which takes 20 ms. Tracing a
+whole model hardly takes as long.
 """
 
 import math

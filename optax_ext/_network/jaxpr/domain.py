@@ -1,4 +1,4 @@
-"""What a value of a program may be, read without its numbers: a constant, a weight, or an activation. Not of jax."""
+"""The abstract values of the reader: a constant, a weight or an activation. Knows nothing of jax."""
 
 import dataclasses
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""Rules for what picks positions, or puts values side by side: computed slices, gathers, concatenation."""
+"""Rules for computed slices, gathers and concatenation: they pick positions, or put values side by side."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

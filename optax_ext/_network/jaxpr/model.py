@@ -1,4 +1,4 @@
-"""From a model to the findings about its parameters: traces the function, and reads the program.
+"""Traces a model, and reads from its program how each parameter is used.
 
 The program is run forwards on descriptions of values. A *product* of a value computed from parameters alone with one
 that depends on an input is a layer.

@@ -1,4 +1,4 @@
-"""Rules for what changes dimensions and keeps the content: reshape, transpose, slice, pad, sums over dimensions."""
+"""Rules for reshape, transpose, slice, pad and sums over dimensions: they change dimensions and keep the content."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence

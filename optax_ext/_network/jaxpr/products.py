@@ -1,4 +1,4 @@
-"""Rules for what multiplies and then sums: matrix products and convolutions, and the same written element by element.
+"""Rules for products: matrix products and convolutions, and the same written out element by element.
 
 A product of a weight with an activation is a layer. A product that contracts nothing is none: it scales.
 """

@@ -1,4 +1,4 @@
-"""From the uses of each parameter in a computation to the facts about it. Knows of axes and uses, not of jax."""
+"""Turns the uses of each parameter in a computation into facts about it. Knows axes and uses, nothing of jax."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""How a program is written down in the versions of jax: all that the reader of networks needs to know of them.
+"""Differences between versions of jax in how a program is written down, for the reader of networks.
 
     what it asks                     jax up to 0.10              since 0.11
     the constants of a program       ClosedJaxpr beside Jaxpr    one Jaxpr, which may hold them

@@ -1,4 +1,4 @@
-"""What problems of images share: a convolutional network, its losses and metrics, the division of the data."""
+"""Helpers of problems of images: a convolutional network, losses and metrics, the division of the data."""
 
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -3,6 +3,8 @@
 `OPTAX_EXT_SITE` names the folder of a site that is built already; without it the site is built here.
 """
 
+import ast
+import json
 import os
 import pathlib
 import subprocess
@@ -99,3 +101,14 @@ def test_search_finds(driver, address, words, page):
   driver.get(found[0])
   assert words.split("_")[0] in driver.find_element("css selector", "main").text.lower()
   assert not complaints(driver)
+
+
+@pytest.mark.parametrize("tutorial", sorted((ROOT / "docs" / "tutorials").glob("*.py")), ids=lambda path: path.stem)
+def test_a_tutorial_is_offered_as_a_notebook(site, tutorial):
+  """Of the same code, which ran when the site was built."""
+  (notebook,) = site.glob(f"_downloads/*/{tutorial.stem}.ipynb")
+  cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+  code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+  script = ast.parse(tutorial.read_text(encoding="utf-8"))
+  script.body.pop(0)  # the docstring, a cell of text
+  assert ast.dump(ast.parse(code)) == ast.dump(script)

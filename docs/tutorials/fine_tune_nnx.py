@@ -126,9 +126,9 @@ def fine_tuner(learning_rate):
 # Fine-tune
 # ---------
 # Three ways start from the same weights, each with a new head: all parameters at one rate, the head alone, and the
-# optimizer above. Every way tries the same three rates, so that no way wins by its rate alone. Two seeds draw the new
-# head and the order of the images. ``optax.inject_hyperparams`` makes the rate a part of the state: one compilation
-# serves all rates.
+# optimizer above. Every way tries three rates around its own best, so that no way wins by its rate alone. Two seeds
+# draw the new head and the order of the images. ``optax.inject_hyperparams`` makes the rate a part of the state: one
+# compilation serves all rates.
 
 
 def head_alone(learning_rate):
@@ -152,21 +152,19 @@ def fine_tune(tx, rate, seed):
   return accuracy(model, *test)
 
 
-rates = [1e-3, 3e-3, 1e-2]
+ways = {all_at_one_rate: [1e-3, 3e-3, 1e-2], head_alone: [1e-2, 3e-2, 1e-1], fine_tuner: [3e-4, 1e-3, 3e-3]}
 found = {}
-for make in (all_at_one_rate, head_alone, fine_tuner):
+for make, rates in ways.items():
   tx = optax.inject_hyperparams(make)(learning_rate=0.0)
-  found[make.__name__] = [np.mean([fine_tune(tx, rate, seed) for seed in range(2)]) for rate in rates]
-  print(
-    f"{make.__name__:16}",
-    *(f"rate {rate:g}: {value:.3f}" for rate, value in zip(rates, found[make.__name__], strict=True)),
-  )
+  values = [float(np.mean([fine_tune(tx, rate, seed) for seed in range(2)])) for rate in rates]
+  found[make.__name__] = rates, values
+  print(f"{make.__name__:16}", *(f"rate {rate:g}: {value:.3f}  " for rate, value in zip(rates, values, strict=True)))
 
 # %%
 # What came out
 # -------------
 
-for name, values in found.items():
+for name, (rates, values) in found.items():
   plt.plot(rates, values, "o-", label=name)
 plt.xscale("log")
 plt.xlabel("learning rate")
@@ -177,10 +175,14 @@ plt.show()
 # %%
 # Two things to learn from this picture:
 #
-# - **The head alone is not enough.** The features of the digits 0 to 4 do not separate the digits 5 to 9.
+# - **The head alone falls behind**, at any rate: about 0.89 against 0.95. The features of the digits 0 to 4 separate
+#   the digits 5 to 9 less well.
 # - **On a network this small, all parameters at one rate do best.** Freezing and layer decay are made for large
 #   pretrained models, whose first layers know more than a few images can teach. Frozen layers also need no optimizer
 #   state. Measure on your own model, and tune the rate of each way, as above.
+#
+# The picture shows every rate. To report one number for each way, choose the rate on other images than the tested
+# ones, as :doc:`/comparing` does.
 #
 # Where to go on:
 #

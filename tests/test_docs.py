@@ -1,4 +1,4 @@
-"""The pages of docs/: every public name has an entry in the API, code runs, links lead somewhere."""
+"""README and the pages of docs/: every public name has an entry in the API, code runs, links lead somewhere."""
 
 import importlib
 import re
@@ -42,7 +42,7 @@ def of_page(page):
   return page.relative_to(ROOT).as_posix()
 
 
-CODE = [page for page in PAGES if blocks(page, "python")]
+CODE = [page for page in WRITTEN if blocks(page, "python")]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The code of README runs and prints what README says; the tables of memory say what states take."""
+"""README has two commands; the tables of memory say what states take. (test_docs.py runs the code of both.)"""
 
 import functools
 
@@ -12,16 +12,6 @@ import optax_ext
 
 MEMORY = (support.ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
 blocks = functools.partial(support.blocks, support.ROOT / "README.md")
-
-
-@pytest.mark.slow
-def test_python_blocks_run(capsys):
-  names = {}
-  for block in blocks("python"):
-    exec(block, names)
-  printed = capsys.readouterr().out
-  assert blocks("text")
-  assert all(table in printed for table in blocks("text"))
 
 
 def test_bytes_of_state_are_those_of_the_table():

@@ -1174,15 +1174,11 @@ class TestNames:
     split, whole = (names.named(of, problem) for of in (name, name.replace("-split", "")))
     assert (split.name, split.baselines, split.space) == (name, whole.baselines or (whole.name,), whole.space)
     assert split.prepare
-<<<<<<< HEAD
-=======
     assert split.evaluated
->>>>>>> 5bf55b8b5f5a124e76e1c56c71e1ae450a5c6984
     params = split.prepare(float32)
     state = split.build(rate).init(params)
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     check_optimizers([split], float32)
-    assert split.evaluated
     measured = split.evaluated(state, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(measured)} == {jnp.dtype(jnp.float32)}
     if name == "adam-split":

@@ -317,12 +317,12 @@ INTRODUCTION = """\
 Each optimizer at the rate that is best for it in float32, cosine to 0; means of {seeds} seeds; ratios paired by seed,
 with 95 % intervals (Student's t). "24 bits" is `split_weights(quantize_state(…))` or, with bfloat16 moments, those
 rounded by chance; "8-bit moments by chance" are `quantize_state(…, rounding=stochastic(1))`; "16 bits by chance" is
-`split_weights(quantize_state(…), bits=16)`; "bfloat16 throughout" is the
-optimizer alone, on bfloat16 weights. Bytes kept are weights and state for each parameter; small leaves keep float32
-moments. Losses are those of `join_weights`, and of the bfloat16 weights (the float32 arms': rounded once, at the end).
-Gradients are taken at the bfloat16 weights. The control shows how far float32 parts from float32, from weights that
-differ in their last bit. A negative ratio is a lower loss than float32's: 8-bit second moments drift, which changes the
-steps by some per cent (`flashoptim_peer.md`). Edge: the best rate is the last one tried on its side. Inside tells
+`split_weights(quantize_state(…), bits=16)`; "bfloat16 throughout" is the optimizer alone, on bfloat16 weights. Bytes
+kept are weights and state for each parameter; small leaves keep float32 moments. Losses are those of `join_weights`,
+and of the bfloat16 weights (the float32 arms': rounded once, at the end). Gradients are taken at the bfloat16 weights.
+The control shows how far float32 parts from float32, from weights that differ in their last bit. A negative ratio is a
+lower loss than float32's: 8-bit second moments whose codes are the nearest drift, which changes the steps by some per
+cent (`flashoptim_peer.md`); by chance they do not. Edge: the best rate is the last one tried on its side. Inside tells
 whether the whole interval lies within ±0.1 %.
 """
 

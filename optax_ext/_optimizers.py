@@ -429,8 +429,18 @@ def _scaled(rule: Any, structure: Structure | None) -> list[optax.GradientTransf
 def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTransformation:
   """Decoupled weight decay. Without any (0 and no mask) the state is the same, and no parameters are needed."""
   check_rate("weight_decay", weight_decay)
-  none = mask is None and is_concrete(weight_decay) and weight_decay == 0
-  return optax.identity() if none else optax.add_decayed_weights(weight_decay, unboxed(mask))
+  if mask is None and is_concrete(weight_decay) and weight_decay == 0:
+    return optax.identity()
+  decay = optax.with_extra_args_support(optax.add_decayed_weights(weight_decay, unboxed(mask)))
+
+  def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    if params is None:
+      raise ValueError(
+        "Weight decay needs the parameters: call tx.update(grads, state, params), or give weight_decay=0.0."
+      )
+    return decay.update(updates, state, params, **extra_args)
+
+  return optax.GradientTransformationExtraArgs(decay.init, update)
 
 
 def _times(factor: float, rate: optax.ScalarOrSchedule) -> optax.ScalarOrSchedule:

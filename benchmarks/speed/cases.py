@@ -170,8 +170,8 @@ def adam_in_16_bits(rate: float) -> optax.GradientTransformation:
 
 
 def in_8_bits(**options: Any) -> optax.GradientTransformation:
-  """Adam with 8-bit moments."""
-  return quantize_state(optax.adam(RATE), **options)
+  """Adam with 8-bit moments, rounded by chance: no byte more than with the nearest codes."""
+  return quantize_state(optax.adam(RATE), rounding=stochastic(1), **options)
 
 
 # Adam on bfloat16 weights and gradients, beside Adam in float32. XLA for TPUs splits some of the steps into several

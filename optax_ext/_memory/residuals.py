@@ -77,9 +77,9 @@ def check_residuals(residual: Any, params: Any, bits: int) -> None:
 def check_residual_shape(path: str, param: Any, rest: Any) -> None:
   if rest.shape != residual_shape(param):
     raise ValueError(
-      f"The state has a residual {path!r} of shape {rest.shape}, which the parameters do not have: theirs is "
-      f"{leaf_dtype(param)} of shape {jnp.shape(param)}. Give the parameters that the state was made for, in their "
-      "dtypes; optax.apply_updates and update_and_apply keep these, param + update and eqx.apply_updates do not."
+      f"Parameter {path!r} is {leaf_dtype(param)} of shape {jnp.shape(param)}, but the state has a residual of shape "
+      f"{rest.shape} for it: give the parameters that the state was made for, in their dtypes. optax.apply_updates and "
+      "update_and_apply keep dtypes; param + update and eqx.apply_updates make float32."
     )
 
 

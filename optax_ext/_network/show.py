@@ -29,7 +29,7 @@ def table(
     row += [] if scales is None else [_brief(scales[facts.path])]
     row += [reasons[facts.path]] if reasons else []
     rows.append([str(cell) for cell in row] + [facts.note] * noted)
-  return "\n".join([*aligned(rows), f"{num_layers} layers deep"])
+  return "\n".join([*aligned(rows), f"{num_layers} layer{'' if num_layers == 1 else 's'} deep"])
 
 
 def plot(leaves: Sequence[LeafFacts], num_layers: int, scales: Scales, path: Any) -> None:

@@ -52,8 +52,8 @@ def update_and_apply(
     if not asked or _raises(tx.update, grads, state, params, **extra_args):
       raise
     raise TypeError(
-      "A fused kernel or split_weights has applied an update already, but a later link or wrapper computes with it: "
-      "put the optimizer last in its chain. A kernel is not used by `tx.update` and `optax.apply_updates`."
+      "split_weights or a kernel has applied an update already, but a later link or wrapper computes with it: put the "
+      "optimizer last in its chain. `tx.update` with `optax.apply_updates` uses no kernel."
     ) from error
   return applied(params, updates), new_state
 

@@ -54,6 +54,7 @@ from targets import without_accelerators
 
 import optax_ext
 from optax_ext._memory.codes import decode, encode, scale_for, scale_shape
+from optax_ext._memory.hashes import half_words, places_of
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 TARGETS = ("v5e", "v6e", "tpu7x", "H100")
@@ -129,6 +130,18 @@ STORAGES = {
 }
 
 
+def by_chance(v: jax.Array, t: jax.Array) -> jax.Array:
+  """A second moment in our 8 bits, rounded by chance in step t, and back."""
+  key = jax.random.key_data(jax.random.fold_in(jax.random.key(0), t))
+  scale = scale_for(v, scale_shape(v.shape, -1, None), jnp.uint8)
+  return decode(encode(v, scale, jnp.uint8, half_words(key, places_of(v.shape), 1)), scale)
+
+
+DRIFTING = {name: lambda v, t, square=square: square(v) for name, (_, square) in STORAGES.items()} | {
+  "here, rows of 4096, by chance": by_chance
+}
+
+
 def steps_compiled() -> dict[str, tuple[str, Case, tuple[str, ...]]]:
   """Steps: which row of the table, what is compiled, and for which targets."""
   step = lambda tx, grads, state, params: tx.step(params, state, grads)
@@ -170,7 +183,7 @@ def measured() -> dict[str, Any]:
   print("moments", flush=True)
   moments = {name: moment_errors(*storage) for name, storage in STORAGES.items()}
   print("drift", flush=True)
-  drifts = {name: {str(n): drift(square, n) for n in (0, 2)} for name, (_, square) in STORAGES.items()}
+  drifts = {name: {str(n): drift(square, n) for n in (0, 2)} for name, square in DRIFTING.items()}
   print("hard gradients", flush=True)
   adam = hard_gradients(plain(optax.adamw(RATE, weight_decay=0.01), jnp.float32))
   hard = {}

@@ -115,11 +115,11 @@ def moments(decades: float) -> tuple[np.ndarray, np.ndarray]:
   return m.astype(np.float32), v.astype(np.float32)
 
 
-def drift(square: Storage, decades: float, steps: int = 3000) -> dict[str, float]:
+def drift(square: Callable[[jax.Array, jax.Array], jax.Array], decades: float, steps: int = 3000) -> dict[str, float]:
   """A second moment of decay 0.999 that is stored in each step, beside the same in float32: mean and spread of ratios.
 
   The gradients are normal, of sizes that stay the same and are spread over so many decades within a row. A moment that
-  is rounded to the nearest code stays where it is while its changes are below half a code.
+  is rounded to the nearest code stays where it is while its changes are below half a code. `square` gets the step, too.
   """
   shape = (4, SHAPE[-1])
   size = jnp.asarray(10.0 ** -(decades * np.random.default_rng(2).random(shape)), jnp.float32)
@@ -127,7 +127,7 @@ def drift(square: Storage, decades: float, steps: int = 3000) -> dict[str, float
   def step(carry: tuple[jax.Array, jax.Array], t: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
     g = size * jax.random.normal(jax.random.fold_in(jax.random.key(2), t), shape)
     stored, exact = (v + 0.001 * (g**2 - v) for v in carry)
-    return (square(stored), exact), None
+    return (square(stored, t), exact), None
 
   start = jnp.zeros(shape), jnp.zeros(shape)
   stored, exact = jax.jit(lambda: jax.lax.scan(step, start, jnp.arange(steps))[0])()

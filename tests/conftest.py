@@ -6,6 +6,7 @@ for new ones.
 What one test compiled, the others of its process read from a folder that is new in every run.
 """
 
+import collections
 import functools
 import gc
 import os
@@ -38,7 +39,12 @@ def asked_for(config, mark):
 
 
 def pytest_configure(config):
-  """A folder for each process: jax writes entries in place, and another process would read half of one."""
+  """A folder for each process: jax writes entries in place, and another process would read half of one.
+
+  Files are given to processes in the order below; pytest-xdist would order them by their number of tests.
+  """
+  if hasattr(config.option, "loadscopereorder"):
+    config.option.loadscopereorder = False
   if asked_for(config, "aot"):  # compilers for devices that are not here
     return
   config.compiled = tempfile.TemporaryDirectory()
@@ -48,11 +54,15 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Tests marked aot or browser run where -m names them."""
+  """Tests marked aot or browser run where -m names them. Files that take long come first, so that none ends alone."""
   marks = [mark for mark in ("aot", "browser") if not asked_for(config, mark)]
   left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
   items[:] = [item for item in items if item not in left_out]
   config.hook.pytest_deselected(items=left_out)
+  weights = collections.Counter()
+  for item in items:
+    weights[item.path] += 15 if item.get_closest_marker("slow") else 1
+  items.sort(key=lambda item: -weights[item.path])
 
 
 def pytest_unconfigure(config):

@@ -255,7 +255,7 @@ def test_scalars_are_kept_as_they_are():
 def test_linear_codes_diverge():
   """Why codes of v are dynamic: in 255 equal steps, where gradients differ by 1,000, small second moments become 0."""
   linear = {
-    "encode": lambda x, scale, dtype: jnp.round(x / scale * (127 if dtype == jnp.int8 else 255)).astype(dtype),
+    "encode": lambda x, scale, dtype, bits: jnp.round(x / scale * (127 if dtype == jnp.int8 else 255)).astype(dtype),
     "decode": lambda codes, scale: codes * scale / (127 if codes.dtype == jnp.int8 else 255),
   }
   size = {}

@@ -254,9 +254,10 @@ def test_scalars_are_kept_as_they_are():
 
 def test_linear_codes_diverge():
   """Why codes of v are dynamic: in 255 equal steps, where gradients differ by 1,000, small second moments become 0."""
+  top = lambda dtype: 127 if dtype == jnp.int8 else 255
   linear = {
-    "encode": lambda x, scale, dtype, bits: jnp.round(x / scale * (127 if dtype == jnp.int8 else 255)).astype(dtype),
-    "decode": lambda codes, scale: codes * scale / (127 if codes.dtype == jnp.int8 else 255),
+    "encode": lambda x, scale, dtype, bits=None: jnp.round(x / scale * top(dtype)).astype(dtype),
+    "decode": lambda codes, scale: codes * scale / top(codes.dtype),
   }
   size = {}
   for name in ("dynamic", "linear"):

@@ -1,6 +1,7 @@
 """The four optimizers, each a chain of a few pieces that reads like its paper."""
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -431,6 +432,12 @@ def _decay(weight_decay: optax.ScalarOrSchedule, mask: Mask) -> optax.GradientTr
   check_rate("weight_decay", weight_decay)
   if mask is None and is_concrete(weight_decay) and weight_decay == 0:
     return optax.identity()
+  if mask is False:
+    warnings.warn(
+      "mask=False lets nothing decay. Was mask a function? optax.inject_hyperparams calls one of a partial or a lambda "
+      "with the step count: name it in static_args=('mask',).",
+      stacklevel=3,
+    )
   decay = optax.with_extra_args_support(optax.add_decayed_weights(weight_decay, unboxed(mask)))
 
   def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:

@@ -1,5 +1,7 @@
 """Wrong uses that a newcomer makes, each with the sentence that tells what to do instead."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -79,6 +81,13 @@ def test_functions_are_no_schedules_under_inject_hyperparams(axes):
   tx, plain = optax.inject_hyperparams(ox.nd_adam)(1e-3, **given), ox.nd_adam(1e-3, **given)
   chex.assert_trees_all_close(step(tx), step(plain), rtol=1e-5)
   assert list(tx.init(PARAMS).hyperparams) == ["learning_rate", "b1", "b2", "eps", "eps_root"]
+
+
+def test_a_mask_that_optax_has_called():
+  """In a partial optax sees no signature of ours, and calls the mask with the step count."""
+  make = functools.partial(ox.adamnx, mask=lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params))
+  with pytest.warns(UserWarning, match="mask=False lets nothing decay"):
+    optax.inject_hyperparams(make)(1e-2).init(PARAMS)
 
 
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam"])

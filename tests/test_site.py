@@ -99,7 +99,8 @@ def test_search_finds(driver, address, words, page):
   shown = lambda driver: [a.get_attribute("href") for a in driver.find_elements("css selector", "#search-results a")]
   found = WebDriverWait(driver, 20).until(lambda driver: [link for link in shown(driver) if page in link])
   driver.get(found[0])
-  assert words.split("_")[0] in driver.find_element("css selector", "main").text.lower()
+  opened = lambda driver: [main.text.lower() for main in driver.find_elements("css selector", "main")]
+  assert words.split("_")[0] in WebDriverWait(driver, 20).until(opened)[0]
   assert not complaints(driver)
 
 

@@ -40,7 +40,7 @@ def with_layout_errors(
 def _difference_of_leaves(tree: Any, wanted: Any) -> str:
   """What leaves a tree of arrays lacks, or has too many, or has in another shape; where it may, a leaf is `None`."""
   got, wanted = (dict(named_leaves(of, _is_hidden)) for of in (tree, wanted))
-  hidden = [path for path, leaf in (got | wanted).items() if _is_hidden(leaf)]
+  hidden = {path for of in (got, wanted) for path, leaf in of.items() if _is_hidden(leaf)}
   if hidden and got.keys() != wanted.keys():
     return ""  # what is hidden on one side may be a whole tree on the other
   parts = []
@@ -48,10 +48,12 @@ def _difference_of_leaves(tree: Any, wanted: Any) -> str:
     parts.append(f"they have nothing for {listed(missing)}")
   if unknown := got.keys() - wanted.keys():
     parts.append(f"they also have {listed(unknown)}")
-  for path in () if parts else sorted(wanted.keys() - set(hidden), key=natural_key):
+  for path in () if parts else sorted(wanted.keys() - hidden, key=natural_key):
     shapes = [getattr(leaves[path], "shape", ()) for leaves in (got, wanted)]
     if shapes[0] != shapes[1]:
       return f"{path!r} has shape {shapes[0]} there and {shapes[1]} here"
+  if without := {} if parts else {path for path in wanted if got[path] is None and wanted[path] is not None}:
+    return f"{listed(without)} has None in place of a gradient, which not every optimizer takes"
   return " and ".join(parts)
 
 

@@ -1,7 +1,9 @@
 """Facts about the mesh that a function runs on: inside `jax.shard_map` it sees one device's part of an array."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ import jax.numpy as jnp
 
 from optax_ext._common.arguments import check_takes, shown
 
+WHOLE = contextvars.ContextVar("WHOLE", default=False)  # whether each device of a shard_map holds whole leaves
 Names = str | tuple[str, ...] | None
 AxisName = Names | Callable[[str, Any], Names]
 
@@ -29,6 +32,16 @@ def resolve_names(axis_name: AxisName) -> Callable[[str, Any], tuple[str, ...]]:
   return lambda path, leaf: names
 
 
+@contextlib.contextmanager
+def whole_leaves() -> Iterator[None]:
+  """While a `shard_map` is traced whose devices hold whole leaves, each of other runs: no array is a part."""
+  token = WHOLE.set(True)
+  try:
+    yield
+  finally:
+    WHOLE.reset(token)
+
+
 def split_axes(names: tuple[str, ...]) -> tuple[str, ...]:
   """Those of the names along which a function sees a part: none outside `shard_map`, where arrays are whole.
 
@@ -45,7 +58,7 @@ def split_axes(names: tuple[str, ...]) -> tuple[str, ...]:
 
 def in_shard_map() -> bool:
   """Whether a function sees one device's part of an array."""
-  return bool(jax.sharding.get_abstract_mesh().manual_axes)
+  return bool(jax.sharding.get_abstract_mesh().manual_axes) and not WHOLE.get()
 
 
 def whole_size(part: Any) -> tuple[Any, Any]:
@@ -56,7 +69,7 @@ def whole_size(part: Any) -> tuple[Any, Any]:
   """
   mesh, size = jax.sharding.get_abstract_mesh(), math.prod(jnp.shape(part))
   parts = lambda names: math.prod(mesh.shape[name] for name in names)
-  if not mesh.manual_axes:
+  if not in_shard_map():
     return size, size
   if any(_varying(jax.lax.axis_index(name)) for name in mesh.manual_axes):
     return (whole := size * parts(_varying(jnp.asarray(part)))), whole

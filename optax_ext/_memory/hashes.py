@@ -48,8 +48,11 @@ def words_of(keys: Any, places: jax.Array, moments: int) -> list[Callable[[], ja
 
 
 def half_words(key: Any, places: jax.Array, i: int) -> jax.Array:
-  """16 random bits for each place, in a uint32. Two values of `i` share a word: its lower half, and its upper."""
-  words = hashes((key[0], key[1] + np.uint32(i // 2)), places)
+  """16 random bits for each place, in a uint32. Two values of `i` share a word: its lower half, and its upper.
+
+  No word is one of `hashes(key, places)`, so that weights and moments may have the same key.
+  """
+  words = hashes((key[0], key[1] + np.uint32(1 + i // 2)), places)
   return words >> np.uint32(16) if i % 2 else words & np.uint32(0xFFFF)
 
 

@@ -16,7 +16,7 @@ from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
-from optax_ext._common.paths import innermost_field, map_with_paths
+from optax_ext._common.paths import by_path, innermost_field, map_with_paths
 from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
@@ -81,11 +81,11 @@ def quantize_state(
       for blocks: 50 bytes per parameter and more without `kernel="xla"`.
     axis: The axis along which blocks lie, counted from the last, −1. `None` takes the axis that the device at init
       reads fastest: −2 if `jax.default_backend()` is a TPU, else −1. A state keeps its axis.
-    rounding: `None` for the nearest codes, or `stochastic(seed)` for codes by chance, whose expectation is the moment.
-      The nearest code swallows changes below half a code, so that second moments drift by some per cent; by chance such
-      changes count on average. The random bits of a moment are a function of the seed, the leaf's path, the moment's
-      index and the step. The state counts steps for them: one without a count goes on by
-      `state._replace(count=jnp.zeros([], jnp.int32))`.
+    rounding: `None` for the nearest codes, or `stochastic(seed)` for codes by chance, whose expectation is the moment
+      (but for second moments below 5e-8 of their row's largest, which are stored as that). The nearest code swallows
+      changes below half a code, so that second moments drift by some per cent; by chance such changes count on average,
+      for the same bytes. The random bits of a moment are a function of the seed, the leaf's path, the moment's index
+      and the step, which the state then counts.
     kernel: How `update_and_apply` steps a leaf whose step is elementwise, as with most optimizers. `"pallas"` uses one
       kernel: 16 bytes per float32 parameter, 10 per bfloat16 parameter with bfloat16 gradients. The kernel serves TPUs
       where there is a scale for each row, and NVIDIA GPUs for rows and blocks of up to 8192 elements along the last
@@ -250,16 +250,19 @@ def quantize_state(
     new_weights, new_moments = results
     moments, count, unserved = _Moments(tx, before, kinds).trees, len(old.trees), []
 
-    def stepped(
-      path: str, grad: Any, stored: StoredWeight | None, param: Any, g: Any, w: Any, new_w: Any, *rest: Any
-    ) -> Stepped | None:
+    # By path, since optax.masked and partition hide leaves in the updates and not here
+    kept = by_path(stored_weights, lambda node: node is None or isinstance(node, StoredWeight))
+
+    def stepped(path: str, grad: Any, param: Any, g: Any, w: Any, new_w: Any, *rest: Any) -> Stepped | None:
       codes, scales, m, new_m = (list(rest[i * count : (i + 1) * count]) for i in range(4))
       if not any(getattr(leaf, "dtype", None) in CODES for leaf in codes):
         return None
       try:
         check_codes(codes, scales)
         step = program.elementwise((g, w, *m), (new_w, *new_m))
-        weight, of_weight, key = stored or StoredWeight(AS_IS, (param,), NO_KEY)
+        if stored_weights is not None and path not in kept:
+          raise NotServedError("a wrapper around quantize_state has changed its path")
+        weight, of_weight, key = kept.get(path) or StoredWeight(AS_IS, (param,), NO_KEY)
         kinds, parts = (weight, *[storage] * count), [of_weight, *zip(codes, scales, strict=True)]
         in_xla = functools.partial(step_in_xla, step, kinds)
         fused = in_xla if kernel == "xla" else kernel_of(step, kinds, grad, parts)
@@ -271,9 +274,7 @@ def quantize_state(
         return None
 
     trees = grads, weights, new_weights, *old.trees, *state.scale, *moments, *new_moments
-    if stored_weights is None:
-      stored_weights = map_with_paths(lambda path, update: None, updates)
-    steps = map_with_paths(stepped, updates, stored_weights, params, *trees)
+    steps = map_with_paths(stepped, updates, params, *trees)
     if unserved:
       warnings.warn(
         f"quantize_state's kernel={kernel!r} does not serve these leaves, which take a plain step: "
@@ -282,7 +283,17 @@ def quantize_state(
       )
     return steps
 
-  return Widening(*with_layout_errors(init, update))
+  explained = with_layout_errors(init, update)
+
+  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    if rounding and getattr(state, "count", 0) is None:
+      raise ValueError(
+        "The state of quantize_state has no count, which rounding=stochastic(seed) needs: an older state goes on as "
+        "state._replace(count=jnp.zeros([], jnp.int32))."
+      )
+    return explained.update(updates, state, params, **extra_args)
+
+  return Widening(explained.init, checked)
 
 
 class _Moments:

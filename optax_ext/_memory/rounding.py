@@ -19,7 +19,7 @@ import numpy as np
 
 from optax_ext._common.arguments import shown
 from optax_ext._common.dtypes import Rounding, Storing, store, to_nearest
-from optax_ext._common.mesh import AxisName, explicit_sharding, resolve_names, split_axes
+from optax_ext._common.mesh import AxisName, explicit_sharding, in_shard_map, resolve_names, split_axes
 
 # Words of float32 numbers: bfloat16's largest, ∞, NaN, −0. The half of a word that bfloat16 does not have.
 LARGEST, INFINITY, NAN, SIGN, LOWER = np.array([0x7F7F0000, 0x7F800000, 0x7FC00000, 0x80000000, 0xFFFF], np.uint32)
@@ -92,7 +92,7 @@ class Stochastic(Rounding):
 
   def _split_axes(self, path: str, leaf: jax.Array) -> tuple[str, ...]:
     """The mesh axes, of a shard_map, that split a leaf."""
-    if jax.sharding.get_abstract_mesh().manual_axes and self.axis_name is None:
+    if in_shard_map() and self.axis_name is None:
       raise ValueError(
         "Inside jax.shard_map a function sees one device's part of a leaf, and every part would be rounded with the "
         "same random bits: give stochastic(seed, axis_name=...) the names of the mesh axes that split the leaves, () "

@@ -13,7 +13,7 @@ from optax_ext.compare.checks import check_first_step, check_problem
 from optax_ext.compare.fingerprint import check_programs, digest, note_programs
 from optax_ext.compare.optimizers import Optimizer, check_optimizers
 from optax_ext.compare.problem import Problem
-from optax_ext.compare.processes import parts
+from optax_ext.compare.processes import absent, parts
 from optax_ext.compare.programs import Common
 from optax_ext.compare.progress import Progress
 from optax_ext.compare.protocol import Protocol
@@ -59,19 +59,22 @@ class Laboratory:
     traced, params = check_problem(problem)
     programs = check_optimizers(optimizers.values(), params, protocol.shape(), settings)
     experiment = fingerprint(problem, protocol)
+    of_processes = [(part, read(part, experiment)) for part in parts(folder)] if folder else []
     self.store = Store(folder, experiment, points)
+    self.progress = progress or Progress(False, len(optimizers), 0)
     if folder:
       of_both = {name: digest(traced.digest, of) for name, of in programs.items()}
       check_programs(folder, of_both, self.store.optimizers())
-      of_processes = [(part, read(part, experiment)) for part in parts(folder)]
       for part, found in of_processes:
         check_programs(part, of_both, set(map(optimizer_of, found)))
       note_programs(folder, of_both, self.store.optimizers())
       for _, found in of_processes:
         self.store.absorb(found, optimizers)
+      for name in absent([part for part, _ in of_processes]):
+        self.progress.say(f"{name} is not in {folder}: what its process was to run, and is not here, is run now.")
     self.problem, self.protocol, self.optimizers = problem, protocol, optimizers
     self.batching, self.lanes = chosen(batching, traced, devices), most_lanes(traced)
-    self.devices, self.progress = devices, progress or Progress(False, len(optimizers), 0)
+    self.devices = devices
     self.runners: dict[str, Runner] = {}
     self.explained = False
 

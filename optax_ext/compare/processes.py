@@ -5,7 +5,7 @@ what is left: where one grid was extended, all others try as many rates. Then it
 """
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -41,6 +41,13 @@ def part(folder: pathlib.Path, process: tuple[int, int]) -> pathlib.Path:
   return folder / f"process-{number}-of-{processes}"
 
 
+def absent(found: Sequence[pathlib.Path]) -> list[str]:
+  """The names of folders that are missing beside those found."""
+  counts = sorted({int(path.name.rsplit("-", 1)[1]) for path in found})
+  wanted = [part(pathlib.Path(), (number + 1, count)).name for count in counts for number in range(count)]
+  return [name for name in wanted if name not in {path.name for path in found}]
+
+
 def parts(folder: pathlib.Path) -> list[pathlib.Path]:
   """The folders of all processes, there or copied there, whatever their number."""
-  return sorted(path for path in folder.glob("process-*-of-*") if path.is_dir())
+  return sorted(path for path in folder.glob("process-[0-9]*-of-[0-9]*") if path.is_dir())

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from optax_ext._common.mesh import whole_leaves
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem, keys
 from optax_ext.compare.protocol import Protocol, Watch
@@ -52,7 +53,9 @@ class Common:
   ) -> Callable[..., Any]:
     """A program of the runs of each device, which is given its part of what `specs` split."""
     if self.mesh.size > 1:
-      function = jax.shard_map(function, mesh=self.mesh, in_specs=tuple(specs), out_specs=RUNS, check_vma=False)
+      function = jax.shard_map(
+        _with_whole_leaves(function), mesh=self.mesh, in_specs=tuple(specs), out_specs=RUNS, check_vma=False
+      )
     return jax.jit(function, donate_argnums=(0,) if donate else (), compiler_options=self.quick if quick else None)
 
   def _measure(self, params: Any, state: Any, data: Any) -> dict[str, jax.Array]:
@@ -113,6 +116,16 @@ def stacked(trees: Sequence[Any]) -> Any:
 def take(tree: Any, chosen: np.ndarray, sharding: NamedSharding) -> Any:
   """Some of the runs."""
   return jax.device_put(jax.tree.map(lambda leaf: leaf[jax.numpy.asarray(chosen)], tree), sharding)
+
+
+def _with_whole_leaves(function: Callable[..., Any]) -> Callable[..., Any]:
+  """A function whose optimizers see that a device's runs have whole parameters: devices share runs, not leaves."""
+
+  def of_runs(*args: Any) -> Any:
+    with whole_leaves():
+      return function(*args)
+
+  return of_runs
 
 
 def is_one(tree: Any) -> bool:

@@ -1186,6 +1186,17 @@ class TestNames:
       np.testing.assert_allclose(one.curves["validation/loss"], other.curves["validation/loss"], rtol=0.02)
       assert one.curves["validation/loss"] != other.curves["validation/loss"]
 
+  @pytest.mark.slow
+  @pytest.mark.parametrize("name", ["adam-split", "adam-8bit"])
+  def test_devices_that_share_runs_hold_whole_leaves(self, name):
+    """What is rounded by chance, and what is large enough for codes, does not depend on the number of devices."""
+    start = lambda key: ({"a": 0.4 * jax.random.normal(key, (5, 1024)), "b": jnp.ones((1024, 1)) / 1024}, jnp.zeros(()))
+    problem, protocol = toy(init=start), Protocol(4, 2)
+    optimizer, tasks = names.named(name, problem), [Task({"learning_rate": 0.02}, seed) for seed in (0, 1)]
+    one, two = (runner_of(problem, protocol, optimizer, "map", jax.devices()[:n]).run(tasks) for n in (1, 2))
+    for alone, shared in zip(one, two, strict=True):
+      np.testing.assert_allclose(alone.curves["validation/loss"], shared.curves["validation/loss"], rtol=1e-6)
+
   def test_a_state_may_become_narrower(self):
     """A model whose state follows the dtype of its weights."""
     narrow = lambda params, state, batch, key: (toy().loss(params, state, batch, key)[0], params["a"][0, 0])

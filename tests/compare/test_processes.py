@@ -1,6 +1,7 @@
 """A comparison split over processes is the same comparison."""
 
 import json
+import pathlib
 import shutil
 
 import jax
@@ -10,7 +11,7 @@ from test_compare import linear
 
 from optax_ext.compare import Optimizer, Protocol, compare
 from optax_ext.compare import __main__ as command_line
-from optax_ext.compare.processes import check_process, share
+from optax_ext.compare.processes import absent, check_process, share
 from optax_ext.compare.run import Runner
 
 OPTIONS = {"learning_rates": [0.01, 0.03], "batching": "map", "tuning_seeds": 2, "seeds": 2, "progress": False}
@@ -83,6 +84,14 @@ def test_folders_of_another_experiment_or_program_are_not_gathered(tmp_path, mon
   (part / "finished.jsonl").write_text("".join(['{"experiment": "another"}\n', *lines[1:]]))
   with pytest.raises(ValueError, match=r"process-1-of-1/finished\.jsonl' holds runs of another experiment"):
     found_by(["sgd"], quick=True, out=tmp_path)
+  shutil.rmtree(part)
+  found_by(["sgd"], quick=True, out=tmp_path)  # what was refused has left nothing behind
+
+
+def test_a_folder_that_is_missing_is_told():
+  found = [pathlib.Path("out", name) for name in ("process-1-of-2", "process-3-of-3")]
+  assert absent(found) == ["process-2-of-2", "process-1-of-3", "process-2-of-3"]
+  assert absent([]) == []
 
 
 def test_every_optimizer_is_in_one_share():

@@ -70,8 +70,8 @@ def quantize_state(
   becomes NaN as a whole if one of its signed moments is ∞ or NaN, or if one of its unsigned moments is NaN or negative.
 
   Args:
-    tx: The optimizer. Each step traces its `update` twice, for the scales and once more for the codes, and a third time
-      for a kernel.
+    tx: The optimizer. Each step traces its `update` twice, once for the scales and once for the codes, and once more
+      with a kernel.
     signed: Fields of the state that hold numbers of both signs.
     unsigned: Fields that hold numbers that are not negative.
     min_size: Leaves with fewer elements get no codes. A leaf with a symbol in its shape, for `jax.export`, counts as
@@ -97,7 +97,8 @@ def quantize_state(
 
   Returns:
     A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so
-    that `state_shardings` and specs of the parameters fit. These shapes tell the layout, also in a checkpoint. Updates
+    that `state_shardings` and specs of the parameters fit. An update reads the layout from these shapes, not
+    from `block` and `axis`. Updates
     have the parameters' dtypes (the gradients' dtypes without parameters). Where a mesh splits the last axis, rows
     exchange their maxima. Blocks along another axis exchange nothing, nor do blocks that end where a device's part
     ends. Inside `jax.shard_map` a row must be whole on each device: split other axes, or use blocks. `min_size` counts

@@ -102,16 +102,18 @@ class Stochastic(Rounding):
 
 
 def stochastic(seed: int, *, axis_name: AxisName = None) -> Stochastic:
-  """Rounds stored bfloat16 moments up or down by chance, so that their expectation is exact.
+  """Rounds stored numbers up or down by chance, so that their expectation is exact: a value for `rounding=`.
 
       P(x is rounded up) = (x − below)/(above − below),     E[rounded] = x
 
-  where below and above are the bfloat16 numbers on either side of the float32 number x. Representable numbers stay, as
+  where below and above are the numbers that can be stored on either side of x. Representable numbers stay, as
   do ∞ and NaN. Finite numbers stay finite, so that the last numbers before ∞ saturate.
 
-  It rounds moments that are stored in bfloat16: with `mu_dtype=jnp.bfloat16`, with `nu_dtype=jnp.bfloat16`, and the
-  mean of bfloat16 parameters. Wider dtypes need no rounding; narrower dtypes are refused. In float64 arithmetic a
-  moment is first rounded to the nearest float32. Under `jax.vmap` all members share their random bits.
+  `quantize_state` rounds 8-bit codes so, and `split_weights` what it keeps of weights. The optimizers and
+  `scale_by_moments` round moments that are stored in bfloat16: with `mu_dtype=jnp.bfloat16`, with
+  `nu_dtype=jnp.bfloat16`, and the mean of bfloat16 parameters. Wider dtypes need no rounding; narrower ones are
+  refused. In float64 arithmetic a moment is first rounded to the nearest float32. Under `jax.vmap` all members share
+  their random bits.
 
   Args:
     seed: An int in [0, 2³²). Runs of the same seed agree to the bit.
@@ -121,11 +123,12 @@ def stochastic(seed: int, *, axis_name: AxisName = None) -> Stochastic:
       mesh.
 
   Returns:
-    A value for `rounding=` of `scale_by_moments`, `exadam`, `adamnx`, `caadam` and `nd_adam`.
+    A value for `rounding=` of `scale_by_moments`, `exadam`, `adamnx`, `caadam`, `nd_adam`, `quantize_state` and
+    `split_weights`.
 
   Raises:
     TypeError: `seed` is not such an int.
-    ValueError: at update, where moments are stored in float16 or 8 bits, or `axis_name` is missing.
+    ValueError: at update, where `mu_dtype` or `nu_dtype` is float16 or narrower, or `axis_name` is missing.
 
   Example:
     A second moment that starts at 1 and decays towards 0.5 by 0.05 % in its first step:

@@ -33,8 +33,9 @@ class Problem:
       Its batches are trees of NumPy arrays or tensors, all alike. It shuffles by that seed alone, so that all
       optimizers see the same batches; one that shuffles otherwise is refused. A loader in place of the function gives
       the same batches to every seed.
-    validation: Like `train`; every decision is made on it. Of a loader, whose batches may differ in size, a metric is
-      the mean over batches weighted by their sizes, which for a mean over examples is that of all.
+    validation: A tree of arrays or a loader, no function; every decision is made on it. Of a loader, whose batches may
+      differ in size, a metric is the mean over batches weighted by their sizes, which for a mean over examples is that
+      of all.
     test: Like `validation`; looked at in reporting runs alone.
     batch_size: Examples in a batch. A last incomplete batch of an epoch is left out, unless there is a filler. A
       loader's batches have as many.

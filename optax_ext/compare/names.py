@@ -158,7 +158,7 @@ def check_name(name: str) -> None:
     meant = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
     raise ValueError(
       f"Unknown optimizer {name!r}; the known ones are {', '.join(NAMES)}, and those of optax and optax.contrib that "
-      f"need nothing but a learning rate.{meant}"
+      f"need nothing but a learning rate, each also with -8bit, -split or -8bit-split behind its name.{meant}"
     )
 
 

@@ -6,7 +6,7 @@
 The first compiles each step ahead of time for every target that it has a limit for, and writes
 `benchmarks/results/speed/traffic.md` and `traffic.png`, in five minutes or more on two cores; `--targets v5e H100` and
 `--cases nd_adam` compile a part and write nothing. The second compiles steps on bfloat16 weights for all of
-`--targets` but v4, limit or none, and writes `low_precision.md`.
+`--targets` but v4, limit or none, and writes `traffic_low_precision.md`.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def main() -> None:
     targets = [target for target in options.targets if target != "v4"]  # whose 16 MiB do not hold the kernel's blocks
     costs = measure(LOW_PRECISION, targets, only_limited=False, leaves=2)
     title = heading("Memory traffic of one step in low precision", "compiled ahead of time")
-    write("low_precision.md", title, LOW_PRECISION_EXPLANATION.strip(), traffic_table(costs, targets))
+    write("traffic_low_precision.md", title, LOW_PRECISION_EXPLANATION.strip(), traffic_table(costs, targets))
     return
   costs = measure({name: CASES[name] for name in options.cases}, options.targets)
   if (options.targets, options.cases) != (list(TARGETS), list(CASES)):

@@ -54,8 +54,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Tests marked aot or browser run where -m names them. Files that take long come first, so that none ends alone."""
-  marks = [mark for mark in ("aot", "browser") if not asked_for(config, mark)]
+  """Tests marked aot, browser or pages run where -m names them.
+
+  Files that take long come first, so that none ends alone.
+  """
+  marks = [mark for mark in ("aot", "browser", "pages") if not asked_for(config, mark)]
   left_out = [item for item in items if any(map(item.get_closest_marker, marks))]
   items[:] = [item for item in items if item not in left_out]
   config.hook.pytest_deselected(items=left_out)

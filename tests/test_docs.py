@@ -45,7 +45,7 @@ def of_page(page):
 CODE = [page for page in WRITTEN if blocks(page, "python")]
 
 
-@pytest.mark.slow
+@pytest.mark.pages
 @pytest.mark.parametrize("page", CODE, ids=of_page)
 def test_python_blocks_run(page, capsys, monkeypatch, tmp_path):
   """In one namespace a page, in a folder where a block may write; what stands in text blocks is printed."""

@@ -56,6 +56,6 @@ for count in (127, 128, 256):
     print(f"{count} rows, int8 array [1]   ", jnp.arange(float(count))[jnp.array([1], jnp.int8)].tolist())
   except OverflowError as error:
     print(f"{count} rows, int8 array [1]    OverflowError: {error}")
-if narrow == wide and float(rows[jnp.int8(-1)]) == 255.0:
+if narrow == wide or float(rows[jnp.int8(-1)]) == 255.0:
   sys.exit("No longer so: a negative int4 or int8 index counts from the end, as int32 does.")
 EOF

@@ -13,18 +13,22 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from optax_ext._common.paths import boxes, listed, named_leaves, natural_key
+from optax_ext._common.paths import boxes, is_masked, listed, named_leaves, natural_key
 
 
 def with_layout_errors(
-  init: optax.TransformInitFn, update: Callable[..., tuple[Any, Any]]
+  init: optax.TransformInitFn,
+  update: Callable[..., tuple[Any, Any]],
+  check: Callable[[Any, Any], None] = lambda state, params: None,
 ) -> optax.GradientTransformationExtraArgs:
   """A transformation whose `update`, where it fails, says what does not match: the gradients, or its state.
 
-  Only a step that has failed compares the two, so that all others cost nothing.
+  Only a step that has failed compares the two, so that all others cost nothing. What `check(state, params)` raises
+  before a step stays as it is.
   """
 
   def explained(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+    check(state, params)
     try:
       return update(updates, state, params, **extra_args)
     except (AttributeError, TypeError, ValueError) as error:
@@ -115,7 +119,7 @@ def _difference(path: str, got: Any, wanted: Any) -> str:
 
 
 def _is_hidden(node: Any) -> bool:
-  return node is None or isinstance(node, optax.MaskedNode)
+  return node is None or is_masked(node)
 
 
 def _leaves(structure: Any) -> list[tuple[str, Any]]:

@@ -174,10 +174,11 @@ def warn_unmatched(expression: re.Pattern[str], tree: Any) -> None:
 
 def hides_leaves(tree: Any) -> bool:
   """Whether `optax.masked` or `optax.partition` shows a part of a tree only."""
-  return any(isinstance(node, optax.MaskedNode) for node in jax.tree.leaves(tree, is_leaf=_is_masked))
+  return any(map(is_masked, jax.tree.leaves(tree, is_leaf=is_masked)))
 
 
-def _is_masked(node: Any) -> bool:
+def is_masked(node: Any) -> bool:
+  """Whether a node stands for what `optax.masked` or `optax.partition` hides."""
   return isinstance(node, optax.MaskedNode)
 
 
@@ -197,8 +198,8 @@ def by_path(tree: Any, is_leaf: Callable[[Any], bool] | None = None) -> dict[str
 
 def check_paths(what: str, given: Iterable[str], tree: Any, *, more: bool = False) -> None:
   """Raises `ValueError` unless `given` names every leaf of `tree` and, masked ones and `more` aside, no others."""
-  nodes = by_path(tree, lambda node: isinstance(node, optax.MaskedNode))
-  hidden = [path for path, node in nodes.items() if isinstance(node, optax.MaskedNode)]
+  nodes = by_path(tree, is_masked)
+  hidden = [path for path, node in nodes.items() if is_masked(node)]
   given = set(given)
   missing = nodes.keys() - set(hidden) - given
   unknown = set() if more else {p for p in given - nodes.keys() if not any(_beneath(p, node) for node in hidden)}

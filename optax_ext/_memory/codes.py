@@ -57,8 +57,8 @@ def encode(x: jax.Array, scale: jax.Array, dtype: Any, bits: jax.Array | None = 
       by chance: P(the code above x) = (x − below)/(above − below),     E[decode(encode(x))] = x
 
   0 has code 0 and, in uint8, no other number has: a second moment does not vanish, and one below the smallest code is
-  stored as that, by chance too. A number beyond the largest one that
-  its block's scale was made for is stored as that one.
+  stored as that, by chance too. A number beyond the largest one that its block's scale was made for is stored as that
+  one.
 
   Args:
     x: The numbers, of any shape.

@@ -16,7 +16,7 @@ from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
-from optax_ext._common.paths import by_path, innermost_field, map_with_paths
+from optax_ext._common.paths import by_path, innermost_field, is_masked, map_with_paths
 from optax_ext._common.tpu import import_pallas
 from optax_ext._memory.codes import CODES, decode, encode, scale_for, scale_shape
 from optax_ext._memory.elementwise import NotServedError, Program
@@ -97,12 +97,11 @@ def quantize_state(
 
   Returns:
     A transformation whose state is a `QuantizedState`. `codes` have their parameters' shapes and `scale` their rank, so
-    that `state_shardings` and specs of the parameters fit. An update reads the layout from these shapes, not
-    from `block` and `axis`. Updates
-    have the parameters' dtypes (the gradients' dtypes without parameters). Where a mesh splits the last axis, rows
-    exchange their maxima. Blocks along another axis exchange nothing, nor do blocks that end where a device's part
-    ends. Inside `jax.shard_map` a row must be whole on each device: split other axes, or use blocks. `min_size` counts
-    the whole parameter there, too.
+    that `state_shardings` and specs of the parameters fit. An update reads the layout from these shapes, not from
+    `block` and `axis`. Updates have the parameters' dtypes (the gradients' dtypes without parameters). Where a mesh
+    splits the last axis, rows exchange their maxima. Blocks along another axis exchange nothing, nor do blocks that end
+    where a device's part ends. Inside `jax.shard_map` a row must be whole on each device: split other axes, or use
+    blocks. `min_size` counts the whole parameter there, too.
 
   Raises:
     TypeError, ValueError: an argument is not as above; at init, where the state has no field of such a name, or one
@@ -284,17 +283,14 @@ def quantize_state(
       )
     return steps
 
-  explained = with_layout_errors(init, update)
-
-  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+  def check(state: Any, _: Any) -> None:
     if rounding and getattr(state, "count", 0) is None:
       raise ValueError(
         "The state of quantize_state has no count, which rounding=stochastic(seed) needs: an older state goes on as "
         "state._replace(count=jnp.zeros([], jnp.int32))."
       )
-    return explained.update(updates, state, params, **extra_args)
 
-  return Widening(explained.init, checked)
+  return Widening(*with_layout_errors(init, update, check))
 
 
 class _Moments:
@@ -315,7 +311,7 @@ class _Moments:
     """Raises `ValueError` for a tree of moments that is not one like the parameters."""
     for name, tree in zip(self.names, self.trees, strict=True):
       try:
-        jax.tree.structure(tree, is_leaf=_is_hidden).flatten_up_to(params)
+        jax.tree.structure(tree, is_leaf=is_masked).flatten_up_to(params)
       except ValueError as error:
         raise ValueError(
           f"The optimizer's state has in its field {name!r} a tree unlike the parameters, which cannot be stored in 8 "
@@ -324,9 +320,9 @@ class _Moments:
 
   def map(self, f: Callable[..., Any], *rest: Sequence[Any]) -> tuple[Any, ...]:
     """`f(dtype of the codes, leaf, ...)` for each leaf of each tree and of the trees in `rest`."""
-    of = lambda dtype: lambda leaf, *others: leaf if _is_hidden(leaf) else f(dtype, leaf, *others)
+    of = lambda dtype: lambda leaf, *others: leaf if is_masked(leaf) else f(dtype, leaf, *others)
     rows = zip(self.dtypes, self.trees, *rest, strict=True)
-    return tuple(jax.tree.map(of(dtype), *trees, is_leaf=_is_hidden) for dtype, *trees in rows)
+    return tuple(jax.tree.map(of(dtype), *trees, is_leaf=is_masked) for dtype, *trees in rows)
 
   def replaced(self, trees: Sequence[Any]) -> Any:
     """The state with other trees in place of the moments."""
@@ -374,13 +370,9 @@ def _check_not_cast(codes: jax.Array, scale: jax.Array, min_size: int) -> None:
     )
 
 
-def _is_hidden(node: Any) -> bool:
-  return isinstance(node, optax.MaskedNode)
-
-
 def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
   """A tree with the new leaves of those that the kernel stepped."""
-  hidden = lambda node: node is None or _is_hidden(node)
+  hidden = lambda node: node is None or is_masked(node)
   return jax.tree.map(lambda leaf, step: new(step) if isinstance(step, Stepped) else leaf, tree, steps, is_leaf=hidden)
 
 

@@ -106,8 +106,8 @@ def stochastic(seed: int, *, axis_name: AxisName = None) -> Stochastic:
 
       P(x is rounded up) = (x − below)/(above − below),     E[rounded] = x
 
-  where below and above are the numbers that can be stored on either side of x. Representable numbers stay, as
-  do ∞ and NaN. Finite numbers stay finite, so that the last numbers before ∞ saturate.
+  where below and above are the numbers that can be stored on either side of x. Representable numbers stay, as do ∞ and
+  NaN. Finite numbers stay finite, so that the last numbers before ∞ saturate.
 
   `quantize_state` rounds 8-bit codes so, and `split_weights` what it keeps of weights. The optimizers and
   `scale_by_moments` round moments that are stored in bfloat16: with `mu_dtype=jnp.bfloat16`, with

@@ -159,16 +159,13 @@ def split_weights(
       return None
     return StoredWeight(storage, (param,) if residual is None else (param, residual), keys(path, param))
 
-  explained = with_layout_errors(init, update)
-
-  def checked(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
+  def check(state: Any, params: Any) -> None:
     if params is None:
       raise ValueError("split_weights needs the parameters: call tx.update(grads, state, params).")
     if isinstance(state, SplitWeightsState):
       check_residuals(state.residual, params, bits)
-    return explained.update(updates, state, params, **extra_args)
 
-  return optax.GradientTransformationExtraArgs(init, checked)
+  return with_layout_errors(init, update, check)
 
 
 class Stored(NamedTuple):

@@ -9,7 +9,7 @@ import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from optax_ext._common.arguments import shown
-from optax_ext._common.paths import by_path, check_paths, map_with_paths
+from optax_ext._common.paths import by_path, check_paths, is_masked, map_with_paths
 
 
 def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
@@ -58,7 +58,7 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
     raise ValueError("There are no parameters, so that no mesh is known to put the optimizer's state on.")
 
   def sharding_of(leaf: Any, param: Any, sharding: Any) -> Any:
-    if isinstance(leaf, optax.MaskedNode):
+    if is_masked(leaf):
       return leaf
     (param,), (sharding,) = jax.tree.leaves(param), jax.tree.leaves(sharding)  # out of Flax's boxes
     if leaf.shape == param.shape:
@@ -80,7 +80,7 @@ def state_shardings(tx: Any, params: Any, shardings: Any) -> Any:
       abstract,
       per_leaf,
       transform_non_params=lambda leaf: NamedSharding(meshes[0], PartitionSpec()),
-      is_leaf=lambda node: isinstance(node, optax.MaskedNode),
+      is_leaf=is_masked,
     )
   except Exception as error:
     raise ValueError(

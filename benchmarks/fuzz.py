@@ -224,9 +224,17 @@ WRAPPERS = {
 
 
 def draw_quantized(draw: Draw, tx: optax.GradientTransformation) -> optax.GradientTransformation:
-  """All leaves in 8 bits but scalars, in rows or blocks."""
-  block = draw.one("block", [None, None, 1, 2, 3])
-  return optax_ext.quantize_state(tx, min_size=1, block=block, axis=draw.one("axis", [None, -1, -2]))
+  """All leaves in 8 bits but scalars, in rows or blocks, to the nearest code or by chance."""
+  block, axis = draw.one("block", [None, None, 1, 2, 3]), draw.one("axis", [None, -1, -2])
+  rounding = draw.one("rounding", {"nearest": None, "by chance": optax_ext.stochastic(7)})
+  return optax_ext.quantize_state(tx, min_size=1, block=block, axis=axis, rounding=rounding)
+
+
+def draw_split(draw: Draw, tx: optax.GradientTransformation) -> optax.GradientTransformation:
+  bits = draw.one("bits", [16, 24, 32])
+  nearest = bits > 16 and draw.chance(0.3)
+  draw.log.append(f"nearest={nearest}")
+  return optax_ext.split_weights(tx, bits, rounding=None if nearest else optax_ext.stochastic(0))
 
 
 REFUSED = [  # most of it by optax itself, for optax.adamw too: the wrapper, what the message says
@@ -264,7 +272,7 @@ def run(seed: int, case: int, draw: Draw | None = None, always: str = "none") ->
   split = draw.chance(0.25)  # outermost, since its updates are float32
   if split:
     wrappers.append("split_weights")
-    tx = optax_ext.split_weights(tx, draw.one("bits", [16, 24, 32]))
+    tx = draw_split(draw, tx)
   # optax's wrappers with a lax.cond compile it again at every call that is not compiled
   compiled = draw.chance(0.15) or bool(set(wrappers) & {"MultiSteps", "apply_if_finite", "conditionally_transform"})
   draw.log.append(f"compiled={compiled}")

@@ -342,8 +342,8 @@ def test_export_for_every_size(tx):
     rng = np.random.default_rng(0)
     params = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes(a, b).items()}
     params = optax_ext.normalize_vectors(params, (0,)) | {"bias": params["bias"]}
-    start = jax.tree.leaves(tx.init(params))
-    close(exported.call(params, start, params), flat_step(params, start, params))
+    start = jax.tree.leaves(jitted(tx.init)(params))
+    close(exported.call(params, start, params), jitted(flat_step)(params, start, params))
 
 
 @pytest.mark.slow

@@ -74,6 +74,19 @@ def check_number(name: str, value: Any, interval: str = "[0, inf)") -> None:
     raise ValueError(f"{name} must be a number in {interval}, but was {value!r}.")
 
 
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+  """Raises `ValueError` unless `value` is a whole number, of Python or NumPy, of at least `least`."""
+  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+    raise ValueError(f"{name} must be a whole number of at least {least}, but was {shown(value)}{static(name, value)}.")
+
+
+def static(name: str, value: Any) -> str:
+  """What to do where a number that a program cannot change has become an array of the program."""
+  if not isinstance(value, jax.Array):
+    return ""
+  return f": in optax.inject_hyperparams, which makes arrays of numbers, list {name!r} in static_args"
+
+
 A_SCHEDULE = "a schedule (a callable of the step count)"
 
 

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.tree_util import tree_flatten_with_path
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
-from optax_ext._common.arguments import check_transformation, shown
+from optax_ext._common.arguments import check_transformation, check_whole, shown
 from optax_ext._common.dims import at_least
 from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
@@ -130,10 +131,10 @@ def quantize_state(
   """
   check_transformation("tx", tx)
   kinds = _kinds(signed, unsigned)
-  _check_positive("min_size", min_size)
+  check_whole("min_size", min_size)
   if block is not None:
-    _check_positive("block", block)
-  if axis is not None and (not isinstance(axis, int) or axis >= 0):
+    check_whole("block", block)
+  if axis is not None and (not isinstance(axis, int | np.integer) or axis >= 0):
     raise ValueError(f"axis must be an int that counts from the last axis, which is -1, but was {shown(axis)}.")
   if kernel not in (None, "xla", "pallas"):
     raise ValueError(f'kernel must be None, "xla" or "pallas", but was {kernel!r}.')
@@ -402,8 +403,3 @@ def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:
   if both := set(signed) & set(unsigned):
     raise ValueError(f"The field {min(both)!r} is named both in signed and in unsigned.")
   return dict.fromkeys(signed, jnp.int8) | dict.fromkeys(unsigned, jnp.uint8)
-
-
-def _check_positive(name: str, value: Any) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    raise ValueError(f"{name} must be a positive int, but was {shown(value)}.")

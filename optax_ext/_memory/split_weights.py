@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from optax_ext._common.applied import Applied, StoredWeight, Widening
-from optax_ext._common.arguments import check_transformation
+from optax_ext._common.arguments import check_transformation, static
 from optax_ext._common.dtypes import check_rounding
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.paths import by_path, described, field, hides_leaves, map_with_paths
@@ -107,7 +107,8 @@ def split_weights(
   """
   check_transformation("tx", tx)
   if not isinstance(bits, int | np.integer) or bits not in RESIDUALS:
-    raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}.")
+    hint = static("bits", bits)
+    raise ValueError(f"bits must be 16, 24 or 32, of a weight and its residual together, but was {bits!r}{hint}.")
   check_rounding(rounding)
   if bits == 16 and rounding is None:
     raise ValueError(

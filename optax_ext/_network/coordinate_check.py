@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import numbers
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_ext._common.arguments import check_number
+from optax_ext._common.arguments import check_number, check_whole
 from optax_ext._common.dtypes import is_array, is_numeric
 from optax_ext._common.paths import by_path, listed
 from optax_ext._common.tables import aligned
@@ -154,8 +153,7 @@ def coordinate_check(
       "optimizer must be an optax transformation, or a function of a structure that returns one, but was "
       f"{optimizer!r}."
     )
-  if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
-    raise ValueError(f"steps must be a positive int, but was {steps!r}.")
+  check_whole("steps", steps)
   check_number("tolerance", tolerance, "[0, inf)")
   arrays = _arrays(batch)
   found = [_sizes(*_built(build, width), optimizer, arrays, steps) for width in widths]

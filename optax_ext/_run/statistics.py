@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.tree_util import tree_map_with_path
 
-from optax_ext._common.arguments import check_transformation, shown
+from optax_ext._common.arguments import check_transformation, check_whole
 from optax_ext._common.dtypes import arithmetic_dtype, check_trainable, real_dtype, store
 from optax_ext._common.paths import by_path, check_paths, is_box, listed, map_with_paths, named_leaves, path_string
 from optax_ext._common.retrace import once_per_shape
@@ -92,8 +92,8 @@ def layer_statistics(
 
   Raises:
     TypeError: `inner` is no transformation, or `structure` no structure; at init, if a parameter cannot be trained.
-    ValueError: `every` is not a positive int; at init, if the structure is of another model, or two leaves have the
-      same path; at update, if `params` are missing.
+    ValueError: `every` is not a whole number of at least 1; at init, if the structure is of another model, or two
+      leaves have the same path; at update, if `params` are missing.
 
   Example:
     >>> tx, params = layer_statistics(optax.sgd(0.1)), {"kernel": jnp.array([3.0, 4.0])}
@@ -110,8 +110,7 @@ def layer_statistics(
   """
   if inner is not None:
     check_transformation("inner", inner, ", or None for a link of a chain")
-  if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-    raise ValueError(f"every must be a positive int, but was {shown(every)}.")
+  check_whole("every", every)
   check_structure(structure)
   watched = optax.with_extra_args_support(optax.identity() if inner is None else inner)
   known = {} if structure is None else structure.by_path()

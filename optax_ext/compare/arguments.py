@@ -6,12 +6,11 @@ import numbers
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from optax_ext._common.arguments import shown
+from optax_ext._common.arguments import check_whole, shown
 from optax_ext.compare import grid
 from optax_ext.compare.batching import WAYS
 from optax_ext.compare.optimizers import Optimizer
 from optax_ext.compare.problem import Problem
-from optax_ext.compare.protocol import check_whole
 
 
 def resolve(optimizers: Any, problem: Problem, add_baselines: bool) -> dict[str, Optimizer]:
@@ -114,5 +113,5 @@ def check_options(
     raise ValueError(f"margin must be a finite number of at least 0, but was {margin}.")
   if batching not in ("auto", *WAYS):
     raise ValueError(f"batching must be 'auto', 'map', 'vmap' or 'step', but was {batching!r}.")
-  if curve_points is not None and not (isinstance(curve_points, int) and curve_points >= 1):
-    raise ValueError(f"curve_points must be a whole number of at least 1, or None for all, but was {curve_points}.")
+  if curve_points is not None:
+    check_whole("curve_points", curve_points)

@@ -108,7 +108,9 @@ def _check_data(problem: Problem) -> tuple[Any, Any]:
       shapes = ", ".join(str(np.shape(leaf)) for leaf in leaves)
       raise ValueError(f"The arrays of {what} must have one leading axis, the examples, in common, but are {shapes}.")
     if jax.tree.structure(data) != jax.tree.structure(train):
-      raise ValueError(f"{what} must be a tree of arrays like train, but is {jax.tree.structure(data)}.")
+      lists = [name for name, of in zip(SPLITS, problem.data, strict=True) if isinstance(of, list | tuple)]
+      hint = f": a list of batches, as {lists[0]} may be, is a tree; join them, or give a loader" if lists else ""
+      raise ValueError(f"{what} must be a tree of arrays like train, but is {jax.tree.structure(data)}{hint}.")
     for leaf in leaves:
       if jnp.issubdtype(np.result_type(leaf), jnp.inexact) and not np.isfinite(leaf).all():
         raise ValueError(

@@ -54,7 +54,8 @@ class Design:
     tried = f"{self.trials_to_the_end} trials × {seeds}"
     if self.quick:
       tried = (
-        f"{self.rates} rates × {seeds}, half of which end at a quarter of the steps, half of the others at a half,"
+        f"{self.rates} rates × {seeds}, half of which end at an eighth of the steps, half of "
+        "the others at a quarter, half of those at a half,"
       )
     reported = f"{'2 × ' if single_rate else ''}{counted(each, 'reporting seed')}"
     steps, whole = self.steps(single_rate), self.protocol.steps

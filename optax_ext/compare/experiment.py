@@ -86,9 +86,10 @@ def compare(
     seeds: Reporting seeds: how many (then from 1000), or which; by default 8.
     tuning_seeds: How many (then from 0), or which; by default 3.
     quick: The cheapest design that can decide: by default 5 reporting seeds, 2 tuning seeds and no comparison at one
-      rate, and successive halving instead of whole runs for every rate: all train for a quarter of the steps, the
-      better half of the rates for a half, half of those to the end. It costs about 0.3 of the full design's steps. The
-      grid is extended, but not refined, and an optimizer whose grid was extended has tried more.
+      rate, and successive halving instead of whole runs for every rate: all train for an eighth of the steps, the
+      better half of the rates for a quarter, half of those for a half, half of these to the end. It costs less than a
+      quarter of the full design's steps. The grid is extended, but not refined, and an optimizer whose grid was
+      extended has tried more.
     track: "A" tunes the learning rate; "B" draws `trials` quasi-random trials from each optimizer's whole space.
     trials: Of track B.
     single_rate: The rate of the comparison at one rate, other settings being the defaults; by default the centre of the

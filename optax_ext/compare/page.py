@@ -107,10 +107,9 @@ def learning_rates(comparison: Outcome) -> go.Figure:
       rate = search.best["learning_rate"]
       ring = {"size": 16, "symbol": "circle-open", "color": _color(i), "line": {"width": 2}}
       figure.add_scatter(x=[rate], y=[points[rate]], mode="markers", marker=ring, hoverinfo="skip", **_along(name))
-  log, limits = limits_of_means(comparison)
-  _axes(
-    figure, "learning rate", f"mean validation {comparison.problem.metric} over tuning seeds", limits if log else None
-  )
+  log, limits, rest = limits_of_means(comparison)
+  title = f"mean validation {comparison.problem.metric} over tuning seeds{rest}"
+  _axes(figure, "learning rate", title, limits if log else None)
   figure.update_xaxes(type="log", dtick=1, tickformat="~g", minor={"dtick": "D1", "ticks": "outside"})
   if limits:
     figure.update_yaxes(range=np.log10(limits).tolist() if log else limits)

@@ -69,9 +69,9 @@ def learning_rates(comparison: Outcome) -> Figure:
     if search.best:
       best = search.best["learning_rate"]
       panel.plot(best, points[best], "o", color=color, markersize=10, fillstyle="none")
-  _style(panel, f"mean validation {metric} over tuning seeds", "learning rate")
+  log, limits, rest = limits_of_means(comparison)
+  _style(panel, f"mean validation {metric} over tuning seeds{rest}", "learning rate")
   panel.set_xscale("log")
-  log, limits = limits_of_means(comparison)
   _scale(panel, log)
   if limits:
     panel.set_ylim(*limits)

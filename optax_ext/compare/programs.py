@@ -20,7 +20,7 @@ from optax_ext.compare.protocol import Protocol, Watch
 from optax_ext.compare.streams import is_stream
 from optax_ext.compare.train import Run, Setting, conclude, start, train
 
-TOGETHER = 8  # runs measured at once, since validation data may be large
+TOGETHER = 8  # runs measured at once at most, since validation data may be large
 QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}  # of XLA for CPUs
 RUNS, ALL = PartitionSpec("runs"), PartitionSpec()
 
@@ -63,7 +63,8 @@ class Common:
     measure = lambda of: jax.tree.map(jax.numpy.asarray, self.problem.metrics_of(of[0], of[1], data))
     if is_one(params):
       return _alone(measure)((params, state))
-    return jax.lax.map(measure, (params, state), batch_size=TOGETHER)
+    runs = len(jax.tree.leaves(params)[0])  # a remainder would be compiled a second time
+    return jax.lax.map(measure, (params, state), batch_size=max(d for d in range(1, TOGETHER + 1) if runs % d == 0))
 
   def _conclude(
     self, params: Any, watch: Watch, learning_rate: Any, index: jax.Array, loss: jax.Array, value: jax.Array

@@ -2,12 +2,13 @@
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from optax_ext._common.arguments import check_whole
 
 Shape = Callable[[jax.Array], jax.Array]  # count from 0 -> factor of the learning rate
 
@@ -116,12 +117,6 @@ class Protocol:
     if callable(self.schedule):
       return self.schedule
     return warmup_cosine(self.steps, round(self.warmup * self.steps)) if self.schedule == "cosine" else None
-
-
-def check_whole(name: str, value: int, least: int) -> None:
-  """Raises `ValueError` unless `value` is a whole number of at least `least`."""
-  if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-    raise ValueError(f"{name} must be a whole number of at least {least}, but was {value!r}.")
 
 
 def _check_between(name: str, value: float, low: float, high: float) -> None:

@@ -91,8 +91,8 @@ def means_by_rate(comparison: Outcome, name: str) -> dict[float, float]:
   return {rate: comparison.problem.badness(badness) for rate, badness in found if math.isfinite(badness)}
 
 
-def limits_of_means(comparison: Outcome) -> tuple[bool, tuple[float, float] | None]:
-  """Whether the axis of the means in a picture is logarithmic, and the limits that are to be seen.
+def limits_of_means(comparison: Outcome) -> tuple[bool, tuple[float, float] | None, str]:
+  """Whether the axis of the means in a picture is logarithmic, the limits that are to be seen, and words for the rest.
 
   The worst tenth of the means lies outside, but no optimizer's best: a rate that is far too large would press all
   others into one line. The limits are `None` where there is nothing between them.
@@ -100,14 +100,15 @@ def limits_of_means(comparison: Outcome) -> tuple[bool, tuple[float, float] | No
   of_arms = {name: means_by_rate(comparison, name) for name in comparison.arms}
   means = [mean for of in of_arms.values() for mean in of.values()]
   if not means:
-    return False, None
+    return False, None, ""
   chosen = {name: arm.search.best for name, arm in comparison.arms.items()}
   bests = [of_arms[name][best["learning_rate"]] for name, best in chosen.items() if best]
   best, cut = (float(x) for x in np.quantile(means, [1, 0.1] if comparison.problem.maximize else [0, 0.9]))
   worst = (min if comparison.problem.maximize else max)(bests, default=best)
   cut = best + max(cut - best, 1.05 * (worst - best), key=abs)
   if best == cut:
-    return False, None
+    return False, None, ""
   log = 0 < 10 * best < cut
   low, high = sorted((best / 1.2 if log else best - 0.1 * (cut - best), cut))
-  return log, (low, high)
+  outside = sum(not low <= mean <= high for mean in means)
+  return log, (low, high), f"; {outside} of {len(means)} means outside" if outside else ""

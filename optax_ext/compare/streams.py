@@ -10,6 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from optax_ext._common.arguments import check_takes
+
 INCOMPLETE = "leave out an incomplete last batch (drop_last=True in torch, drop_remainder=True in grain and tf.data)"
 
 
@@ -36,6 +38,8 @@ def opened(data: Any, seed: int, split: str) -> Any:
     ValueError: it has no length, is empty, or can be iterated once alone.
   """
   called = f"{split}({seed})" if callable(data) else split
+  if callable(data):
+    check_takes(split, data, "seed")
   loader: Any = data(seed) if callable(data) else data
   if not hasattr(loader, "__iter__"):
     raise ValueError(f"{called} must be iterable, giving batches, but is a {type(loader).__name__}.")

@@ -14,7 +14,7 @@ RunTrials = Callable[[Sequence[Trial]], list[list[Result]]]  # for each trial it
 Choose = Callable[[list[list[Result]]], list[int]]  # of trials with what their runs measured so far: which go on
 # Trials to some numbers of evaluations, after each of which the chosen go on: their runs, and which came to the end.
 Race = Callable[[Sequence[Trial], Sequence[int], Choose], tuple[list[list[Result]], set[int]]]
-RUNGS = (0.25, 0.5)  # parts of a run after which half of the trials end
+RUNGS = (0.125, 0.25, 0.5)  # parts of a run after which half of the trials end
 
 
 @dataclasses.dataclass
@@ -92,8 +92,8 @@ class Tuner:
     return sum(badness) / len(badness)
 
   def halve(self, rates: Sequence[float], ratio: float) -> None:
-    """Successive halving: all rates train for a quarter of the steps, the better half to the half, half of those to the
-    end. Then the grid is extended as `on_grid` extends it, and not refined.
+    """Successive halving: all rates train for an eighth of the steps, the better half for a quarter, half of those for
+    a half, half of these to the end. Then the grid is extended as `on_grid` extends it, and not refined.
     """
     assert self.race is not None
 

@@ -96,7 +96,8 @@ def _halved(comparison: Outcome) -> str:
   """How rates were dropped on the way: quick=True."""
   if not any(any(arm.search.dropped) for arm in comparison.arms.values()):
     return ""
-  return " by successive halving (the worse half of the rates ended after a quarter of the steps, then after a half)"
+  ended = "the worse half of the rates ended after an eighth of the steps, then after a quarter, then after a half"
+  return f" by successive halving ({ended})"
 
 
 def _stopping(protocol: Protocol) -> str:

@@ -408,10 +408,10 @@ class TestTuning:
 
     tuner = Tuner(toy(), Protocol(8, 1), lambda trials: pytest.fail("extended"), race)
     tuner.halve(grid.grid(1e-3, 5), grid.HALF_DECADE)
-    assert tried == [([2, 4, 8], [2, 4, 8, 8, 2])]  # 1e-5 … 1e-1 in half decades: -4, -3.5, -3, -2.5, -2
-    assert tuner.search.dropped == [True, True, False, False, True]
+    assert tried == [([1, 2, 4, 8], [1, 2, 8, 4, 1])]  # 1e-5 … 1e-1 in half decades: -4, -3.5, -3, -2.5, -2
+    assert tuner.search.dropped == [True, True, False, True, True]
     assert tuner.search.best == {"learning_rate": pytest.approx(1e-3)}
-    assert tuning.race_steps(Protocol(8, 1), 5) == 5 * 2 + 3 * 2 + 2 * 4
+    assert tuning.race_steps(Protocol(8, 1), 5) == 5 * 1 + 3 * 1 + 2 * 2 + 1 * 4
     assert tuning.rungs(Protocol(1, 1)) == [1]
 
   def test_a_rate_where_any_seed_diverges_is_not_eligible(self):
@@ -727,7 +727,7 @@ class TestCompare:
     search = found.arms["sgd"].search
     assert [len(of) for of in search.results] == [2] * len(search.trials)
     assert search.dropped[:4].count(True) == 3
-    assert sorted(results[0].steps[-1] for results in search.results[:4]) == [4, 4, 8, 16]
+    assert sorted(results[0].steps[-1] for results in search.results[:4]) == [2, 2, 4, 16]
     assert (len(found.arms["sgd"].reported), found.at_one_rate) == (5, {})
     full = self.compare(arms, protocol, **options).arms["sgd"].search
     for trial, results in zip(search.trials[:4], search.results, strict=False):

@@ -90,7 +90,9 @@ def test_every_optimizer_is_in_every_table_and_picture(elements):
 def test_pictures_show_what_was_measured():
   """Means at finite rates in order, the ring at the best; medians; each seed with its number."""
   found = comparison(names=("adam",))
-  line, dots, ring = pages.learning_rates(found).data
+  figure = pages.learning_rates(found)
+  line, dots, ring = figure.data
+  assert figure.layout.yaxis.title.text == "mean validation loss over tuning seeds; 1 of 2 means outside"
   assert (list(line.x), list(line.y)) == ([0.01, 0.1], [2.0, 1.0])
   assert (list(ring.x), list(ring.y)) == ([0.1], [1.0])
   assert list(dots.x) == [0.1, 0.1, 0.01, 0.01, 1.0, 1.0]

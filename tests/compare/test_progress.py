@@ -108,8 +108,8 @@ def test_durations(seconds, words):
       0.0,
       1000,
       [
-        "2 optimizers × (7 rates × 2 tuning seeds, half of which end at a quarter of the steps, half of the others at "
-        "a half, + 5 reporting seeds): as many steps as 25 runs of at most 40 steps"
+        "2 optimizers × (7 rates × 2 tuning seeds, half of which end at an eighth of the steps, half of the others at "
+        "a quarter, half of those at a half, + 5 reporting seeds): as many steps as 25 runs of at most 40 steps"
       ],
     ),
   ],

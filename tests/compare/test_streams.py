@@ -139,6 +139,8 @@ shuffling = Loader(DATA, lambda epoch: drawn.permutation(60)[:48].reshape(3, 16)
     ({"train": (batch for batch in [])}, "train must have a length, .* but a generator has none"),
     ({"train": lambda seed: Loader(DATA, order([]))}, r"train\(0\) is empty: its length, .* is 0"),
     ({"train": lambda seed: 3}, r"train\(0\) must be iterable, giving batches, but is a int"),
+    ({"train": lambda: once}, r"train must be a function of \(seed\), but was the function <lambda>, which takes \(\)"),
+    ({"test": [DATA] * 3}, "test must be a tree of arrays like train, .* a list of batches, as test may be, is a tree"),
     ({"train": once}, "train can be iterated once alone"),
     ({"train": shuffling}, r"train began with another batch .* give train in one order, or a function train\(seed\)"),
     ({"train": lambda seed: shuffling}, r"so that no runs can be paired: train\(seed\) must shuffle by its seed alone"),

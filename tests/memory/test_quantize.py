@@ -453,16 +453,26 @@ def test_float64():
       assert np.mean(np.asarray(a) != np.asarray(b)) < 1e-2
 
 
+def test_numbers_of_numpy_make_the_same_layout():
+  layouts = [
+    jax.eval_shape(quantize_state(optax.adam(1e-3), min_size=of(64), block=of(16), axis=of(-1)).init, PARAMS)
+    for of in (int, np.int64)
+  ]
+  chex.assert_trees_all_equal_shapes_and_dtypes(*layouts)
+
+
 def test_what_is_refused():
   for kwargs, message in (
-    ({"min_size": 0}, "min_size must be a positive int, but was 0"),
-    ({"block": 1.5}, "block must be a positive int, but was 1.5"),
+    ({"min_size": 0}, "min_size must be a whole number of at least 1, but was 0"),
+    ({"block": 1.5}, "block must be a whole number of at least 1, but was 1.5"),
     ({"axis": 0}, "axis must be an int that counts from the last axis"),
     ({"signed": "mu"}, "signed must be a list or tuple of names of fields, but was 'mu'"),
     ({"signed": ["mu", "nu"]}, "'nu' is named both in signed and in unsigned"),
   ):
     with pytest.raises((TypeError, ValueError), match=message):
       quantize_state(optax.adam(1e-3), **kwargs)
+  with pytest.raises(ValueError, match=r"min_size must be .* Array.*: in .*inject_.* 'min_size' in static_args"):
+    optax.inject_hyperparams(quantize_state)(optax.adam(1e-3), min_size=4).init(PARAMS)
   with pytest.raises(ValueError, match=r"no field named mu, trace, nu .* are named sum_of_squares"):
     quantize_state(optax.adagrad(1e-3)).init(PARAMS)
   with pytest.raises(ValueError, match="has dtype int8 already"):

@@ -361,7 +361,7 @@ def test_what_is_refused():
   for kwargs, message in (
     ({"bits": 20}, "bits must be 16, 24 or 32, of a weight and its residual together, but was 20"),
     ({"bits": 24.0}, "but was 24.0"),
-    ({"bits": jnp.asarray(24)}, "but was Array"),  # as optax.inject_hyperparams gives it
+    ({"bits": jnp.asarray(24)}, "list 'bits' in static_args"),  # as optax.inject_hyperparams gives it
     ({"bits": 16, "rounding": None}, "bits=16 with rounding=None would lose every step"),
     ({"rounding": 0}, "rounding must be None .* but was 0"),
   ):

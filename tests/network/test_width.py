@@ -445,7 +445,7 @@ def test_wrong_arguments_of_the_check():
   for widths in ([8], [16, 8], [8, 8]):
     with pytest.raises(ValueError, match="widths must be two or more, in rising order, but were"):
       coordinate_check(build, widths, optax.sgd(1.0), (X,))
-  with pytest.raises(ValueError, match="steps must be a positive int, but was 0"):
+  with pytest.raises(ValueError, match="steps must be a whole number of at least 1, but was 0"):
     coordinate_check(build, [8, 16], optax.sgd(1.0), (X,), steps=0)
   other = lambda width: build(width) if width == 8 else (loss_of(looped(8)[0]), filled(looped(width)[1]))
   with pytest.raises(ValueError, match=r"The model of width 16 has the products .*: change nothing but the width"):

@@ -486,9 +486,13 @@ def test_numbers_of_parts_are_joined():
     read_statistics(optax.adam(1e-2).init(PARAMS))
 
 
+def test_numbers_of_numpy_count():
+  layer_statistics(optax.adam(1e-2), every=np.int64(2))
+
+
 @pytest.mark.parametrize("every", [0, -1, 2.0, True, None, jnp.array(2)])
 def test_every_is_a_positive_int(every):
-  with pytest.raises(ValueError, match=r"^every must be a positive int, but was .*\.$"):
+  with pytest.raises(ValueError, match=r"^every must be a whole number of at least 1, but was .*\.$"):
     layer_statistics(optax.adam(1e-2), every=every)
 
 

@@ -244,6 +244,14 @@ class TestRuns:
     convolution = lambda x: jax.lax.conv_general_dilated(x[:, None], kernel, (1,), "SAME").sum()
     assert check_problem(dataclasses.replace(linear(), loss=lambda w, b, k: convolution(b["x"])))[0].convolves
 
+  @pytest.mark.parametrize("runs", [2, 7, 12, 27, 29])
+  def test_all_runs_are_measured_by_one_program(self, runs):
+    """Without a remainder, which would be a second one."""
+    common = Common(linear(), Protocol(1, 1), jax.devices()[:1])
+    params = jax.tree.map(lambda leaf: jnp.ones((runs, *leaf.shape)), common.initial(0)[0])
+    products = lambda params: str(jax.make_jaxpr(common.measure)(params, (), common.validation)).count("dot_general[")
+    assert products(params) == products(jax.tree.map(lambda leaf: leaf[:1], params))
+
   @pytest.mark.parametrize(
     ("operations", "size", "lanes"), [(1e3, 100, 32), (1e10, 100, 10), (1e15, 100, 1), (1e3, 2**27, 3), (1e3, 2**34, 1)]
   )

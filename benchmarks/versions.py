@@ -55,12 +55,12 @@ class Environment:
 
 
 ENVIRONMENTS = {
-  "lowest": Environment("3.11", LOWEST, f"{CORE} {FLAX}", only="not slow"),
+  "lowest": Environment("3.11", LOWEST, f"{CORE} {FLAX}", only="not heavy"),
   "3.11": Environment("3.11"),
   "3.12": Environment("3.12"),
   "3.13": Environment("3.13"),
-  "core on 3.11": Environment("3.11", files=CORE, only="not slow"),
-  "pre-releases": Environment("3.13", files=CORE, pre=True, only="not slow"),
+  "core on 3.11": Environment("3.11", files=CORE, only="not heavy"),
+  "pre-releases": Environment("3.13", files=CORE, pre=True, only="not heavy"),
 }
 
 

@@ -34,6 +34,9 @@ gc.freeze()
 gc.set_threshold(200_000, 20, 100)
 
 
+WEIGHTS = {"heavy": 15, "slow": 4}  # of time, where that of others is 1
+
+
 def asked_for(config, mark):
   return mark in config.option.markexpr.replace(f"not {mark}", "")
 
@@ -54,7 +57,7 @@ def pytest_configure(config):
 
 
 def pytest_collection_modifyitems(config, items):
-  """Tests marked aot, browser or pages run where -m names them.
+  """Tests marked aot, browser or pages run where -m names them. What is heavy is slow.
 
   Files that take long come first, so that none ends alone.
   """
@@ -64,7 +67,9 @@ def pytest_collection_modifyitems(config, items):
   config.hook.pytest_deselected(items=left_out)
   weights = collections.Counter()
   for item in items:
-    weights[item.path] += 15 if item.get_closest_marker("slow") else 1
+    if item.get_closest_marker("heavy"):
+      item.add_marker("slow")
+    weights[item.path] += next((weight for mark, weight in WEIGHTS.items() if item.get_closest_marker(mark)), 1)
   items.sort(key=lambda item: -weights[item.path])
 
 

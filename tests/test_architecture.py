@@ -99,6 +99,7 @@ def test_public_names_come_from_private_modules():
   assert modules <= {"compare", "linen", "nnx"}
 
 
+@pytest.mark.slow
 def test_importing_the_library_imports_little_else():
   """Pallas for TPUs alone takes several times as long as optax_ext."""
 

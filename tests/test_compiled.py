@@ -45,6 +45,7 @@ def bytes_per_parameter(tx):
   return compiled(tx).cost_analysis()["bytes accessed"] / SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", ELEMENTWISE.values(), ids=ELEMENTWISE)
 def test_one_trace(tx):
   step, params = donating(chex.assert_max_traces(step_of(tx), 1)), jax.tree.map(jnp.copy, PARAMS)
@@ -62,6 +63,7 @@ def test_parameters_and_state_are_donated(tx):
   assert memory.temp_size_in_bytes <= 0.01 * 4 * SIZE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ELEMENTWISE)
 def test_memory_traffic(name):
   """No more than optax.adam's, up to scalars.
@@ -97,6 +99,7 @@ def equations(jaxpr):
   )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("tx", "limit", "traced"),
   [

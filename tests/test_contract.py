@@ -148,6 +148,7 @@ def together(*functions):
   return jitted(lambda *args: [function(*args) for function in functions])(GRADS, PARAMS)
 
 
+@pytest.mark.slow
 @every
 def test_masked(make):
   """The visible part is treated as if it were all there is; hidden gradients pass."""
@@ -161,7 +162,7 @@ def test_masked(make):
   np.testing.assert_array_equal(got["Dense_0"]["bias"], GRADS["Dense_0"]["bias"] + 1)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")  # each part has one
 @every
 def test_masked_inside_masked_and_partition_inside_partition(make):
@@ -185,7 +186,7 @@ def test_masked_inside_masked_and_partition_inside_partition(make):
   close(bias(of_parts), of_bias)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_a_missing_gradient(make):
   """It has no update and keeps its moments; the others are treated as if it were there, CaAdam's scales too."""
@@ -221,7 +222,7 @@ def test_an_explicit_structure_sees_hidden_layers(tx, sees_all):
 # jax's transformations
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_scan_and_vmap(make):
   """A training loop inside lax.scan, mapped over members with their own learning rates, is the loop outside.
@@ -238,7 +239,7 @@ def test_scan_and_vmap(make):
     assert not np.allclose(*trained[0]["Dense_0"]["kernel"])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam additive", "nd_adam"])
 def test_vmap_over_other_numbers(name):
   make = OPTIMIZERS[name]
@@ -249,7 +250,7 @@ def test_vmap_over_other_numbers(name):
   close(jax.tree.map(lambda leaf: leaf[1], many), want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam additive", "nd_adam", "nesterov", "log_step_size"])
 def test_gradient_through_training(name):
   """d f / d(learning rate, initial weights) after three steps, against central differences in float64."""
@@ -271,7 +272,7 @@ def test_gradient_through_training(name):
     assert np.all(np.abs(got) > 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [*OPTIMIZERS.values(), vectors], ids=[*OPTIMIZERS, "vectors"])
 def test_gradient_through_an_update_at_zero(make):
   """With eps_root the derivatives by gradients and parameters exist where these are 0."""
@@ -291,7 +292,7 @@ def test_gradient_through_an_update_at_zero(make):
     assert all(jnp.any(leaf) for leaf in jax.tree.leaves(by_grads))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_export(make, tmp_path):
   """A step is exported for CPU, GPU and TPU, written to a file, read back and run here."""
@@ -315,7 +316,7 @@ def test_export(make, tmp_path):
   close((params, treedef.unflatten(leaves)), path(make)[2])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   "tx",
   [
@@ -346,7 +347,7 @@ def test_export_for_every_size(tx):
     close(exported.call(params, start, params), jitted(flat_step)(params, start, params))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_donation(make):
   """The step may overwrite the parameters and the state: every buffer is used (a warning is an error here)."""
@@ -361,6 +362,7 @@ def test_donation(make):
 # optax's wrappers
 
 
+@pytest.mark.slow
 @every
 def test_average_of_parameters(make):
   """optax.ema of the parameters that an optimizer makes is their debiased average."""
@@ -373,7 +375,7 @@ def test_average_of_parameters(make):
   close(mean, jax.tree.map(lambda *leaves: np.tensordot(weights / weights.sum(), np.stack(leaves), 1), *steps))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_accumulated_gradients_are_those_of_the_large_batch(make):
   """Four microbatches of 4 examples under optax.MultiSteps are one step with their 16; bad ones are left out."""
@@ -387,7 +389,7 @@ def test_accumulated_gradients_are_those_of_the_large_batch(make):
   close((params, state.inner_opt_state), path(make)[2])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @every
 def test_steps_that_are_not_finite_are_skipped(make):
   """Under optax.apply_if_finite a bad step leaves no trace."""
@@ -427,7 +429,7 @@ def test_rules_and_structures_can_be_copied(again, thing):
   assert hash(again(Additive())) == hash(Additive())
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("again", [lambda x: pickle.loads(pickle.dumps(x)), copy.deepcopy], ids=["pickle", "deepcopy"])
 @each_optimizer
 def test_factories_and_states_can_be_copied(again, make):
@@ -442,6 +444,7 @@ def test_factories_and_states_can_be_copied(again, make):
   close(step(same, params, copied, GRADS), step(tx, params, state, GRADS), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @every
 def test_transformations_can_be_deep_copied(make):
   params, state = path(make)[1]

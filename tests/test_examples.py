@@ -30,7 +30,7 @@ def example(monkeypatch):
   return importlib.import_module
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_training(tmp_path):
   out = tmp_path / "new" / "folder"
   options = ["--epochs", 1, "--optimizers", "adam", "nd_adam", "--learning-rate", 2e-3, "--seed", 1, "--out", out]
@@ -51,7 +51,7 @@ def test_training(tmp_path):
     assert 0.2 < float(time) < 5
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_unknown_optimizer(example, monkeypatch, tmp_path, capsys):
   monkeypatch.setattr(sys, "argv", ["train_digits.py", "--optimizers", "adam", "adamm", "--out", str(tmp_path / "out")])
   with pytest.raises(SystemExit) as stopped:
@@ -120,7 +120,7 @@ def test_report_of_runs_that_diverged(example, tmp_path, capsys):
   assert digits.save_picture({"exadam": history}, options, "x.png").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("script", TRAINING)
 def test_step_is_donated_and_compiled_once(script, example, monkeypatch):
   digits, module = example("digits"), example(script)

@@ -120,7 +120,7 @@ TREES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("build", TREES.values(), ids=TREES)
 def test_thirteen_layers_have_their_names_and_depths_in_every_tree(build):
   """A tree of any kind is trained as the dict from path to leaf is; its layers are counted, not sorted by letters."""
@@ -189,7 +189,7 @@ def nnx_step(model, optimizer, x, y):
   return loss
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_nnx_optimizer(tx):
   model = nnx_net()
@@ -201,7 +201,7 @@ def test_nnx_optimizer(tx):
   agree(by_path(nnx.state(model, nnx.Param)), want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_linen_train_state(tx):
   model, variables = LinenNet(), linen_params()
@@ -218,7 +218,7 @@ def test_linen_train_state(tx):
   agree(by_path(state.params), want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_linen_partitioned_parameters(tx):
   """Boxed to the end; and, as with meshes, boxed until the state's specs are read and plain from then on."""
@@ -243,7 +243,7 @@ def test_linen_partitioned_parameters(tx):
     agree(by_path(got[0]), want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_equinox(tx):
   model = EquinoxNet()
@@ -279,7 +279,7 @@ def moved(before, after):
   return {path for path in before if not np.array_equal(before[path], after[path])}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 @pytest.mark.parametrize("how", ["filter", "partition", "masked"])
 def test_nnx_frozen_parts(tx, how):
@@ -299,7 +299,7 @@ def test_nnx_frozen_parts(tx, how):
   assert moved(before, after) == names
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_nnx_other_kinds_of_variables(tx):
   """LoRA: only its factors are trained, as variables of a kind of their own."""
@@ -318,6 +318,7 @@ def test_nnx_other_kinds_of_variables(tx):
   assert moved(before, after) == {"linear/lora/lora_a", "linear/lora/lora_b"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("build", TREES.values(), ids=TREES)
 def test_parameter_groups_in_one_line(build):
   """Another learning rate for some paths; the same line for every kind of tree."""
@@ -372,7 +373,7 @@ MAKE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", MAKE.values(), ids=MAKE)
 def test_a_scanned_stack_is_trained_as_its_layers_are(make):
   """With the traced structure, layers in one leaf with a leading axis take the steps that they take one by one."""
@@ -444,7 +445,7 @@ def test_decay_mask_needs_the_model_where_names_say_nothing():
   assert decayed(decay_mask(), params) == {"linear/weight", "embedding/weight", "norm/weight"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_decay_mask_in_nnx():
   class Transformer(nnx.Module):
     def __init__(self, rngs):
@@ -512,6 +513,7 @@ class NormedNet(nnx.Module):
     return self.out(nnx.relu(self.normed(x)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(nnx, "WeightNorm"), reason="Flax 0.12.0 has no nnx.WeightNorm")
 def test_weight_normalisation_in_nnx():
   """Its scales are parameters since Flax 0.12.9: they have their weight's layer, do not decay, and are no vectors."""

@@ -163,7 +163,7 @@ def run(case, dtype, last):
   return meta, data, np.stack(path)[np.array(steps) - 1]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", CASES)
 def test_float64(case):
   with enable_x64(True):
@@ -177,7 +177,7 @@ def test_float64(case):
   np.testing.assert_array_less(difference[stable], bound[stable])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("case", CASES)
 def test_float32(case):
   last = 50 if case.endswith("closed") else 1000  # later, a closed loop amplifies its own rounding

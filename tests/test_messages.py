@@ -73,6 +73,7 @@ def test_a_mask_that_was_not_called(make):
     trace(make(1e-3, mask=ox.label_paths))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nd_adam")
 @pytest.mark.parametrize("axes", [lambda path, leaf: (0,) if leaf.ndim > 1 else None, STRUCTURE.normalised_axes()])
 def test_functions_are_no_schedules_under_inject_hyperparams(axes):
@@ -90,6 +91,7 @@ def test_a_mask_that_optax_has_called():
     optax.inject_hyperparams(make)(1e-2).init(PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam"])
 @pytest.mark.parametrize("static_args", [(), ("mask", "mu_dtype")])
 def test_masks_under_inject_hyperparams(name, static_args):

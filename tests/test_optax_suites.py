@@ -171,7 +171,7 @@ def verdict(suite, result):
   return unexpected, passed, skipped
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_suites(tmp_path, monkeypatch):
   """All in one process, in which no program is compiled twice: the second suite has half of them from the first."""
   pytest.importorskip("sklearn", reason="the suite alias imports it")

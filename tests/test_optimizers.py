@@ -66,7 +66,7 @@ def start(name):
   return UNIT if name.startswith("nd_adam") else START
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("loop", GRADIENTS)
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_float64(name, loop):
@@ -79,6 +79,7 @@ def test_trajectory_float64(name, loop):
   assert relative(got, oracle(start(name), GRADIENTS[loop], STEPS)) <= bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_trajectory_float32(name):
   """1,000 open-loop steps: within 1e-5 of the largest parameter."""
@@ -119,7 +120,7 @@ RULES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("rule", RULES)
 def test_caadam_on_an_mlp(rule):
   shapes = {"Dense_0": (6, 5), "Dense_1": (5, 8), "Dense_2": (8, 1)}
@@ -182,7 +183,7 @@ def test_steps_of_exadam_at_a_constant_gradient(t, want):
   assert float(-updates[-1, 0]) == pytest.approx(want, rel=1e-2)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("t", "want"), [(10, 14.0), (300, 27.1), (1000, 24.9)])
 def test_steps_of_exadam_in_noise_against_adams(t, want):
   """Root mean squares. Where the gradients' mean is zero, the gradient that EXAdam adds to m is the larger part."""
@@ -209,6 +210,7 @@ def test_log_step_is_a_piece_of_its_own():
 # ND-Adam's theorems
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(7, 4), (3, 3, 2, 4)])
 def test_vectors_keep_unit_length(shape):
   axes = tuple(range(len(shape) - 1))
@@ -217,7 +219,7 @@ def test_vectors_keep_unit_length(shape):
   np.testing.assert_allclose(np.sqrt((path.astype(np.float64) ** 2).sum(tuple(a + 1 for a in axes))), 1, atol=3e-7)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @given(seed=st.integers(0, 2**31))
 @settings(deadline=None, max_examples=10)
 def test_rotating_weights_and_gradients_rotates_the_trajectory(seed):
@@ -231,6 +233,7 @@ def test_rotating_weights_and_gradients_rotates_the_trajectory(seed):
     assert relative(path(optax.adam(1e-2), rotation), rotation @ path(optax.adam(1e-2), np.eye(6))) > 1e-3
 
 
+@pytest.mark.slow
 @given(factor=st.sampled_from([1e-3, 0.1, 10.0, 1e4]))
 @settings(deadline=None, max_examples=4)
 def test_initial_length_is_forgotten(factor):
@@ -453,6 +456,7 @@ def test_learning_rates_that_are_no_numbers(make, bad):
     make(bad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("kind", [jnp.bfloat16, np.float16, np.float64])
 def test_numbers_of_every_numpy_type(make, kind):
@@ -498,6 +502,7 @@ def test_bad_arguments_of_single_optimizers():
       optax_ext.nd_adam(1e-3, structure=structure)
 
 
+@pytest.mark.slow
 def test_params_are_needed_for_decay_and_vectors_only():
   for name, make in ALL.items():
     tx = make(1e-3)
@@ -537,12 +542,14 @@ def test_mask_and_decay_schedule(make):
   np.testing.assert_allclose(tx.update(zeros, state, ones)[0]["Dense_0"]["bias"], -0.025, rtol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_a_constant_schedule_is_the_number(make):
   path = lambda rate: jax.jit(make(rate).update)(PARAMS, make(rate).init(PARAMS), PARAMS)[0]
   assert jax.tree.all(jax.tree.map(np.allclose, path(1e-2), path(optax.constant_schedule(1e-2))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
 def test_dtypes_come_back_and_stay(make, dtype):
@@ -557,7 +564,7 @@ def test_dtypes_come_back_and_stay(make, dtype):
     state = new
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_odd_trees(make):
   for params in (
@@ -574,6 +581,7 @@ def test_odd_trees(make):
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((updates, state)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ALL.values(), ids=ALL)
 def test_inject_hyperparams(make):
   """Every number becomes state and may be traced; callables and rules are left alone."""

@@ -71,7 +71,7 @@ def step_of(make, eps=1e-8):
   return jitted(make(1e-3, eps=eps).update)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("eps", [1e-8, 0.0])
 @each_optimizer
 @given(tree=trees(), seed=st.integers(10, 2**20))
@@ -93,7 +93,7 @@ def test_finite_gradients_give_finite_updates(make, eps, tree, seed):
     state = new
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 @given(tree=trees(), which=st.integers(0, 7), bad=st.sampled_from([np.nan, np.inf, -np.inf]))
 @settings(deadline=None, max_examples=20)
@@ -112,6 +112,7 @@ def test_a_bad_leaf_changes_no_other(make, tree, which, bad):
         np.testing.assert_array_equal(a[name], b[name])
 
 
+@pytest.mark.slow
 @each_optimizer
 def test_zero_gradients_and_no_eps_in_a_compiled_step(make):
   """XLA turns m/c₁/floor into m/(c₁·floor), and flushes denormals: 0/0 unless the floor is well above the smallest."""
@@ -125,6 +126,7 @@ def test_zero_gradients_and_no_eps_in_a_compiled_step(make):
       np.testing.assert_allclose(np.asarray(leaf, np.float32), 0, atol=1e-7)
 
 
+@pytest.mark.slow
 @each_optimizer
 def test_a_mean_stored_in_float16_ends_at_its_largest_number(make):
   """optax.adam's becomes infinite here, and its updates NaN."""
@@ -158,7 +160,7 @@ def long_run(make, dtype, steps):
   return params, moments.mu, moments.nu
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 def test_a_million_steps_in_float32_against_float64(make):
   """Relative to the largest element: measured 9e-5 for parameters and mean, 2e-4 for AdamNX's square.
@@ -200,7 +202,7 @@ def test_the_step_counter_stops_at_its_largest_value(make):
 # narrow dtypes
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @each_optimizer
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16], ids=["float16", "bfloat16"])
 @pytest.mark.parametrize("moments", ["default", "same"])
@@ -247,7 +249,7 @@ def fuzz():
   return module
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_random_combinations():
   """A slice of benchmarks/fuzz.py, which runs 10,000."""
   kinds, found = fuzz().fuzz(24, seed=1)
@@ -265,6 +267,7 @@ TWICE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1000, 10**6])
 @pytest.mark.parametrize("make", TWICE.values(), ids=TWICE)
 def test_every_pair_of_extremes_compiled_and_not(make, count):

@@ -57,6 +57,8 @@ def check_residuals(residual: Any, params: Any, bits: int) -> None:
   if (residual is None) != (bits == 16):
     kept = "no residual" if residual is None else "a residual"
     raise ValueError(f"The state has {kept}, but bits={bits}: {TAKEN_IN}")
+  if residual is None:
+    return
 
   def check(path: str, param: Any, rest: Any) -> None:
     if not is_narrow(param) and rest is None:  # what the optimizer was not made for, such as a model's functions

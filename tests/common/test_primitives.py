@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from optax_ext._common.primitives import ELEMENTWISE, IN_KERNELS, POINTWISE, RANDOM, TRANSPARENT
 from optax_ext._network.jaxpr.model import RULES
 
@@ -57,6 +59,7 @@ print(*sorted({thing.name for thing in gc.get_objects() if isinstance(thing, cor
 """
 
 
+@pytest.mark.slow
 def test_every_primitive_is_classified():
   """In a process of its own, where no other package has added primitives."""
   done = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True, check=True)

@@ -145,7 +145,7 @@ class TestRuns:
   PROTOCOL = Protocol(12, 2, "cosine", warmup=0.25)
 
   # Rounding to float32 is 6e-8; twelve steps at these rates amplify it. A wrong batch, key or count shows from 1e-2 on.
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize(
     ("batching", "devices", "rounding"), [("map", 1, 2e-6), ("vmap", 3, 1e-5), ("step", 2, 2e-6)]
   )
@@ -159,7 +159,7 @@ class TestRuns:
       assert not result.diverged
       assert not result.stopped_early
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_a_state_may_hold_random_keys(self):
     plain = toy()
 
@@ -184,7 +184,7 @@ class TestRuns:
       curves.append([result.curves["test/loss"] for result in runner.run(tasks, with_test=True)])
     np.testing.assert_allclose(curves[1:], curves[:1] * 2, rtol=1e-5)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_runs_end_alone_whatever_the_batching(self, monkeypatch):
     """Some diverge at once, some stop early, some go on to the end; all with the rates of their own plateaus. What has
     finished is removed once that is half of the runs, if a chunk takes long enough: each a second, by this clock."""
@@ -315,6 +315,7 @@ def keras(values, stopping, plateau, rate):
   return rates, restored
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("stopping", "plateau"),
   [
@@ -596,7 +597,7 @@ class TestCompare:
     options = {"devices": ONE, "batching": "map", "progress": False, "tuning_seeds": 2, "seeds": 5} | options
     return compare(options.pop("problem", None) or linear(), optimizers, protocol, **options)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_larger_steps_are_no_better_optimizer(self):
     """Adam at half the rate, and CaAdam as published (kernels times 5), against Adam: different only at one rate."""
     five = {"a": 5.0, "b": 5.0}
@@ -616,7 +617,7 @@ class TestCompare:
     assert {d.verdict for d in found.at_one_rate.values()} <= {"better", "worse"}
     assert len({len(arm.search.trials) for arm in found.arms.values()}) == 1
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_interrupted_work_resumes_and_everything_is_written(self, tmp_path, monkeypatch):
     calls = []
 
@@ -668,6 +669,7 @@ class TestCompare:
 
     return jax.pure_callback(fails, jax.ShapeDtypeStruct(array.shape, array.dtype), array)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     ("kind", "quick"),
     [
@@ -692,6 +694,7 @@ class TestCompare:
     with pytest.raises(ValueError, match=r"No optimizer could be run\. broken failed with"):
       self.compare({"broken": broken}, **options)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize("way", ["map", "vmap"])
   def test_a_run_whose_loss_becomes_nan_later_has_diverged(self, way):
     """At step 5 of 8: the evaluations before are kept, and the trial is not eligible."""
@@ -725,7 +728,7 @@ class TestCompare:
         runs.add("sgd", results, "report")
     assert list(store.Store(tmp_path, "experiment").results) == ["sgd|learning_rate=0.1|seed=0|tune"]
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("way", ["map", "vmap"])
   def test_the_quick_design_halves_and_goes_on_from_its_folder(self, way, tmp_path, monkeypatch):
     """Runs that ended are beginnings of whole ones; what came to the end is what the full design trains."""
@@ -750,7 +753,7 @@ class TestCompare:
     assert again.arms["sgd"].search == search
     assert again.summary() == found.summary()
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("way", ["map", "vmap"])
   def test_eight_devices_share_the_runs_of_a_race(self, way):
     """Which rates go on, and what they measure, is that of one device."""
@@ -766,7 +769,7 @@ class TestCompare:
       values = [[result.curves["validation/loss"] for result in of] for of in (a, b)]
       np.testing.assert_allclose(*values, rtol=1e-5)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("batching", ["map", "vmap", "step"])
   def test_progress_expects_the_steps_that_are_done(self, batching, monkeypatch):
     """Where the grid was extended, runs were stopped early, and some of them in the midst of a chunk."""
@@ -793,7 +796,7 @@ class TestCompare:
     assert progress.steps == progress.done == sum(result.steps[-1] for result in runs)
     assert progress.planned == 16 * (2 * 4 + 2 * 2)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_track_b_gives_all_the_same_trials_and_their_settings_reach_the_optimizer(self):
     """The reported runs are those of plain SGD with the momentum of the best trial, which has the least mean."""
     heavy = lambda learning_rate, momentum=0.5: optax.sgd(learning_rate, momentum)
@@ -909,7 +912,7 @@ class TestCompare:
     ):
       command_line.main(["--optimizers", "adam"])
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_a_changed_model_or_optimizer_is_not_continued(self, tmp_path):
     self.compare({"mine": optax.sgd}, learning_rates=[0.01], seeds=1, tuning_seeds=1, out=tmp_path)
     same, found = linear(), (tmp_path / "programs.json").read_text()
@@ -933,7 +936,7 @@ class TestCompare:
     with pytest.raises(ValueError, match="that another program made"):
       self.compare({"mine": optax.adam}, out=tmp_path)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize(
     ("left", "message"),
     [("behaviour.json", "an earlier version of optax_ext made"), ("other.json", "since programs.json is missing")],
@@ -989,7 +992,7 @@ class TestCompare:
     named = resolve({"mine": Optimizer("x", optax.sgd, 0.5)}, linear(), add_baselines=True)
     assert [(name, optimizer.name, optimizer.centre) for name, optimizer in named.items()] == [("mine", "mine", 0.5)]
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_an_optimizer_that_has_not_run_yet_may_change(self, tmp_path):
     laboratory.Laboratory(linear(), self.PROTOCOL, {"mine": Optimizer("mine", optax.sgd)}, "map", folder=tmp_path)
     options = {"learning_rates": [0.01], "seeds": 1, "tuning_seeds": 1, "out": tmp_path}
@@ -1075,6 +1078,7 @@ class TestCompare:
     ),
   )
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(("problem", "message"), NOT_FINITE, ids=[message for _, message in NOT_FINITE])
   def test_what_is_not_finite_at_the_start_is_a_sentence_before_the_second_run(self, problem, message, monkeypatch):
     monkeypatch.setattr(store.Store, "add", lambda *args: pytest.fail("a run was finished"))
@@ -1115,7 +1119,7 @@ class TestCompare:
 
 
 class TestNames:
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("shape", [None, warmup_cosine(10, 2)])
   def test_every_named_optimizer_takes_traced_rates_and_settings(self, shape):
     problem = bundled.breast_cancer()
@@ -1134,7 +1138,7 @@ class TestNames:
     centres = {"nadam": 1e-3, "lion": 1e-4, "contrib.prodigy": 1.0, "contrib.schedule_free_adamw": 0.0025}
     assert {name: names.named(name, toy()).centre for name in centres} == centres
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.filterwarnings("ignore:.optimistic_adam. is deprecated:DeprecationWarning")
   @pytest.mark.filterwarnings("ignore:Specifying a key will be required:UserWarning")
   def test_every_optimizer_of_optax_that_needs_a_rate_alone_has_a_name_and_settings(self):
@@ -1172,6 +1176,7 @@ class TestNames:
     size = lambda of: sum(leaf.nbytes for leaf in jax.tree.leaves(of.build({"learning_rate": 0.1}).init(params)))
     assert size(eighth) < 0.3 * size(whole)
 
+  @pytest.mark.slow
   @pytest.mark.parametrize(
     "name", ["adam-split", "adam-8bit-split", "contrib.schedule_free_sgd-split", "nd_adam-split"]
   )
@@ -1194,7 +1199,7 @@ class TestNames:
       np.testing.assert_allclose(one.curves["validation/loss"], other.curves["validation/loss"], rtol=0.02)
       assert one.curves["validation/loss"] != other.curves["validation/loss"]
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("name", ["adam-split", "adam-8bit"])
   def test_devices_that_share_runs_hold_whole_leaves(self, name):
     """What is rounded by chance, and what is large enough for codes, does not depend on the number of devices."""
@@ -1230,7 +1235,7 @@ class TestNames:
     ]
     np.testing.assert_allclose(*updates)
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   @pytest.mark.parametrize("name", ["digits", "mnist5k", "breast_cancer"])
   def test_bundled_problems_fit(self, name, monkeypatch):
     if name == "mnist5k":
@@ -1286,7 +1291,7 @@ class TestCommandLine:
       with pytest.raises(SystemExit, match=message):
         command_line.main(["--optimizers", "adam", *option])
 
-  @pytest.mark.slow
+  @pytest.mark.heavy
   def test_a_problem_of_ones_own(self, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(pictures, "save_pictures", lambda *args: [])
     options = ["--problem", "test_compare:linear", "--optimizers", "sgd", "--learning-rates", "0.05", "--epochs", "1"]

@@ -111,7 +111,7 @@ def batches_of(problem):
     yield {name: array[rows] for name, array in PARTS[0].items()}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nnx_trains_as_nnx_does():
   problem = of_nnx()
   model = Nnx(nnx.Rngs(keys(3)[0]))
@@ -131,7 +131,7 @@ def test_nnx_trains_as_nnx_does():
   np.testing.assert_allclose(curve_of(problem), expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_linen_trains_as_linen_does():
   problem, model = of_linen(), Linen()
   init_key, dropout_key = keys(3)
@@ -158,7 +158,7 @@ def test_linen_trains_as_linen_does():
   np.testing.assert_allclose(curve_of(problem), expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_equinox_trains_as_equinox_does():
   problem = of_equinox()
   init_key, dropout_key = keys(3)
@@ -179,6 +179,7 @@ def test_equinox_trains_as_equinox_does():
   np.testing.assert_allclose(curve_of(problem), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_equinox_without_a_state():
   build = lambda key: eqx.nn.MLP(4, 1, 8, 1, key=key)
   loss = lambda model, batch, key: square(jax.vmap(model)(batch["x"]), batch)
@@ -189,6 +190,7 @@ def test_equinox_without_a_state():
   assert problem.structure.num_layers == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   ("make", "normalised"),
   [
@@ -224,7 +226,7 @@ def test_what_is_trained_can_be_chosen():
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 2 * 8 + 8 + 1
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_model_of_ones_own_in_ten_lines():
   options = {"progress": False, "devices": ONE, "learning_rates": [0.1], "seeds": 2, "tuning_seeds": 1}
   found = compare(of_nnx(), ["adam", "nd_adam"], PROTOCOL, single_rate=0, **options)

@@ -82,7 +82,7 @@ class TestData:
     assert y.tolist() == [452600]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_california_is_split_as_keras_does(folder):
   problem = california()
   assert (problem.examples, problem.steps_per_epoch, problem.batch_size) == (13209, 104, 128)
@@ -175,6 +175,7 @@ class Oracle:
     return math.sqrt(c2) / c1 * self.m / (np.sqrt(self.v) + 1e-7) + decay * params
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adamw", "adamax", "nadam"])
 def test_keras_optimizers(name):
   """1,200 steps, gradients from 1e-8 (where it matters where ε stands) to 1."""
@@ -196,7 +197,7 @@ def test_keras_optimizers(name):
   assert np.abs(expected - 1).max() > 0.01
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_run_equals_the_same_training_in_numpy(folder):
   """Two epochs of California Housing with Keras' Nadam; 371 districts, 13 short of three full batches."""
   problem = california(shared_init=True, examples=580)

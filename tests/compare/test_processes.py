@@ -27,7 +27,7 @@ def found_by(names=("sgd", "fast", "momentum"), **options):
   return compare(linear(), arms(*names), Protocol(8, 4), devices=jax.devices()[:1], **OPTIONS, **options)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("quick", [True, False])
 def test_two_processes_find_what_one_finds_to_the_bit(quick, tmp_path, monkeypatch):
   """One of them was interrupted, and the folder of one was copied from elsewhere."""
@@ -67,7 +67,7 @@ def test_two_processes_find_what_one_finds_to_the_bit(quick, tmp_path, monkeypat
   assert done == []
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_folders_of_another_experiment_or_program_are_not_gathered(tmp_path, monkeypatch):
   found_by(["sgd", "fast"], quick=True, out=tmp_path, process=(1, 1))
   found_by(["sgd"], quick=True, out=tmp_path)
@@ -117,7 +117,7 @@ def test_bad_processes_of_a_command(text, message):
     command_line.main(["--optimizers", "adam", "--process", text])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_command_does_its_share_and_another_gathers(tmp_path, capsys):
   command = [
     "--problem",

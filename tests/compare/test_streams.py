@@ -59,6 +59,7 @@ def runs(problem, tasks, way="step", devices=ONE, **options):
 TASKS = [Task({"learning_rate": rate}, seed) for rate in (0.1, 0.02) for seed in (0, 7)]
 
 
+@pytest.mark.slow
 def test_batches_of_a_loader_train_as_those_of_arrays():
   """To the bit, past the end of an epoch."""
   problem = linear()
@@ -66,7 +67,7 @@ def test_batches_of_a_loader_train_as_those_of_arrays():
   assert runs(loaded(problem), TASKS[1:2]) == runs(problem, TASKS[1:2])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("way", "devices"), [("map", 2), ("vmap", 1), ("vmap", 2)])
 def test_runs_of_several_seeds_go_together(way, devices):
   expected = runs(toy(), TASKS)
@@ -76,7 +77,7 @@ def test_runs_of_several_seeds_go_together(way, devices):
       np.testing.assert_allclose(curve, other.curves[name], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_metrics_of_a_loader_are_means_weighted_by_size():
   """Of batches of 10 and 6 examples, and of 20 one by one."""
   problem = linear()
@@ -89,7 +90,7 @@ def test_metrics_of_a_loader_are_means_weighted_by_size():
   assert found.curves["train/loss"] == whole.curves["train/loss"]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_every_optimizer_sees_the_same_batches(tmp_path):
   """Two names of one optimizer are identical; the folder is gone on from."""
   problem = loaded(linear())
@@ -100,7 +101,7 @@ def test_every_optimizer_sees_the_same_batches(tmp_path):
   assert compare(problem, arms, PROTOCOL, out=tmp_path, **options).summary() == found.summary()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("make", [of_linen, of_equinox])
 def test_models_of_frameworks_take_loaders(make):
   problem = make()

@@ -19,6 +19,7 @@ PARAMS = {"kernel": jnp.linspace(-1, 1, 8192).reshape(64, 128), "bias": jnp.ones
 GRADS = jax.tree.map(lambda w: jnp.sin(31 * w) ** 3, PARAMS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "lowest"), [(jnp.int8, 0.0), (jnp.uint8, 0.55e-7)])
 def test_the_mean_is_the_number(dtype, lowest):
   """In each decade and where two meet, to 1/4096 of an interval; one of two neighbours, and no third."""
@@ -43,7 +44,7 @@ def test_no_second_moment_vanishes_and_no_zero_moves():
     assert of(jnp.int8)[0] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_second_moments_do_not_drift():
   """From those of float32, in 1,000 steps of noise. The nearest codes swallow what changes a moment by less than half
   a code.
@@ -74,6 +75,7 @@ FORMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_the_same_bits_in_every_form(form):
   """`update` and `update_and_apply`, inside split weights and alone; another seed and another step have others."""
@@ -94,6 +96,7 @@ def test_the_same_bits_in_every_form(form):
   assert np.mean(in_codes(inner) != in_codes(again)) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", ["masked", "partition"])
 def test_a_form_inside_a_mask_inside_split_weights(wrap):
   """`optax.masked` and `partition` hide leaves in updates and parameters, and not in what says how weights are kept."""

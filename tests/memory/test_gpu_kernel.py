@@ -37,7 +37,7 @@ CASES = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", CASES)
 def test_the_kernel_takes_the_same_steps(name):
   """Its blocks end beyond the last row, and beyond the last column of rows of 200: nothing is read or written there."""
@@ -78,7 +78,7 @@ def test_operations_that_triton_has_not_or_has_otherwise():
     np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_all_is_rounded_by_the_same_bits(monkeypatch):
   """By each kernel as by XLA, in all of its blocks. Other keys move weights by one unit of their 24 bits at most, and
   codes by one.

@@ -180,6 +180,7 @@ def coded(state):
   return {jax.tree_util.keystr(path): str(leaf.dtype) for path, leaf in leaves if leaf.dtype in (jnp.int8, jnp.uint8)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TX)
 def test_any_optimizer(name):
   """Large moments are coded, by sign; small leaves have float32's path to the bit, large ones stay near it."""
@@ -195,7 +196,7 @@ def test_any_optimizer(name):
   assert jax.tree.structure(state.codes) == jax.tree.structure(plain)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", TX)
 def test_a_huge_gradient_stops_one_element(name):
   """Its square overflows: in float32 its element (ND-Adam's vector) takes no step from then on, and all others do."""
@@ -219,7 +220,7 @@ def test_a_huge_gradient_stops_one_element(name):
   assert error.mean() < 0.1 * moved.mean()
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_gradient_that_is_not_finite_shows():
   for bad in (jnp.nan, jnp.inf):
     for name in ("adam", "adamnx", "momentum"):
@@ -242,7 +243,7 @@ def test_state_in_bytes():
   assert stored(min_size=65537) == 8 * 256 * 256 + 2 * 4 + 4
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_scalars_are_kept_as_they_are():
   params, tx = {"s": jnp.ones(()), "w": jnp.ones(4)}, quantize_state(optax.adam(1e-2), min_size=1)
   state = tx.init(params)
@@ -300,7 +301,7 @@ WRAPPED = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", WRAPPED)
 def test_in_every_surrounding(name, tmp_path):
   """Inside and outside of other wrappers (`partition` masks): codes as alone, map_params, shardings, a checkpoint."""
@@ -364,6 +365,7 @@ def test_blocks_lie_as_the_device_at_init_reads_them_fastest(monkeypatch):
   assert shape() == (2, 128)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("block", "axis", "of_scale"), [(32, -2, P("x", "y")), (8, -1, P("x", "y")), (64, -1, P("x"))])
 def test_scales_of_blocks_live_with_their_blocks(block, axis, of_scale):
   """Where no device's part ends within a block, a device has the scales of its part, as one device would have them."""
@@ -392,6 +394,7 @@ def test_sharded_as_on_one_device():
   chex.assert_trees_all_close(got, want, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_second_moment_of_a_whole_vector_is_no_code():
   """It has one number, as the scale of a leaf without codes has."""
   square = optax_ext.per_vector(lambda path, leaf: (0,))
@@ -404,6 +407,7 @@ def test_one_second_moment_of_a_whole_vector_is_no_code():
   assert state.codes[0].nu["w"].dtype == jnp.float32
 
 
+@pytest.mark.slow
 def test_narrow_parameters_and_half_a_tree():
   params = {"a": jnp.ones((64, 64), jnp.bfloat16), "b": jnp.ones((64, 64), jnp.complex64), "c": jnp.ones((64, 64))}
   tx = quantize_state(optax_ext.adamnx(1e-2))
@@ -414,7 +418,7 @@ def test_narrow_parameters_and_half_a_tree():
   assert {str(leaf.dtype) for leaf in jax.tree.leaves(new.codes[0].mu)} == {"int8", "complex64"}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   "tx", [*TX.values(), optax.adabelief(1e-2), optax.amsgrad(1e-2)], ids=[*TX, "belief", "amsgrad"]
 )
@@ -442,6 +446,7 @@ def test_updates_have_the_dtypes_of_their_parameters():
   assert updates["a"].dtype == jnp.bfloat16
 
 
+@pytest.mark.slow
 def test_float64():
   """Of moments in float64 the codes are those of float32."""
   with enable_x64(True):
@@ -515,6 +520,7 @@ def test_a_word_where_nothing_is_coded():
     tx.init({})
 
 
+@pytest.mark.slow
 def test_one_trace_all_donated_and_no_temporaries():
   params = {str(i): jnp.zeros((256, 256)) for i in range(4)}
   tx = quantize_state(optax_ext.exadam(1e-3))

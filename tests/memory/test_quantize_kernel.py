@@ -56,7 +56,7 @@ def assert_same(got, want, tolerance):
       np.testing.assert_allclose(np.asarray(a, float), np.asarray(b, float), rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", TX)
 @pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")  # one kernel is enough here
 def test_the_kernel_takes_the_same_steps(name):
@@ -68,14 +68,14 @@ def test_the_kernel_takes_the_same_steps(name):
   assert_same(trained(fused, PARAMS), trained(quantize_state(TX[name]), PARAMS), 3e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_blocks_are_stepped_in_their_shape():
   """With `kernel="xla"`: the same numbers, and no other layout of the state."""
   make = lambda kernel: quantize_state(TX["exadam"], block=16, axis=-2, kernel=kernel)
   assert_same(trained(make("xla"), PARAMS, 2), trained(make(None), PARAMS, 2), 3e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_narrow_parameters():
   params = {"kernel": PARAMS["three"].astype(jnp.bfloat16)}
   tx = optax_ext.exadam(1e-2)
@@ -83,6 +83,7 @@ def test_narrow_parameters():
   assert_same(got, want, 2**-7)
 
 
+@pytest.mark.slow
 def test_only_where_it_is_asked_for(monkeypatch):
   """`tx.update` gives updates, and a program for another machine than a TPU has no kernel, but the same numbers."""
   monkeypatch.setattr(tpu, "INTERPRETED", False)
@@ -94,6 +95,7 @@ def test_only_where_it_is_asked_for(monkeypatch):
   assert_same(got, trained(quantize_state(optax_ext.adamnx(1e-2)), PARAMS, 2), 3e-6)
 
 
+@pytest.mark.slow
 def test_a_broken_row_stays_one_row():
   """Scales are turned from a row into a column and back: each must come back to where it was."""
   params = {"kernel": jnp.ones((96, 128))}
@@ -108,7 +110,7 @@ def test_a_broken_row_stays_one_row():
   assert np.isnan(params["kernel"]).sum() == 1
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kernel", ["pallas", "xla"])
 def test_a_huge_gradient_stops_one_element(kernel):
   params, ones = {"kernel": jnp.ones((32, 128))}, jnp.ones((32, 128))
@@ -126,7 +128,7 @@ def test_a_huge_gradient_stops_one_element(kernel):
   assert path[0][0, 0] > path[1][0, 0] > path[2][0, 0]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_inside_shard_map_each_device_steps_its_rows():
   mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
   params = {"kernel": PARAMS["three"].reshape(128, 64).T.reshape(64, 128)}
@@ -140,7 +142,7 @@ def test_inside_shard_map_each_device_steps_its_rows():
   assert_same(inside(grads, state, params), jitted(step)(grads, state, params), 3e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_inside_shard_map_the_layout_is_that_of_the_whole():
   """Of a part of 2,048 elements of 4,096, and of a bias of 3,000 that each device has; its state is stepped there."""
   mesh = jax.make_mesh((2,), ("rows",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
@@ -161,7 +163,7 @@ def test_inside_shard_map_the_layout_is_that_of_the_whole():
   assert_same(got, jitted(step)(params, want, params), 3e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_leaves_that_it_does_not_serve():
   """A warning names each and says why, and XLA steps them; small leaves, which have no codes, are not named."""
   params = {"odd": jnp.ones((5, 1000)), "good": jnp.ones((32, 128)), "small": jnp.ones(3)}

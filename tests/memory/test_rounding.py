@@ -87,7 +87,7 @@ def test_elements_leaves_steps_and_moments_are_independent():
   assert np.abs(signs.mean(axis=1)).max() < 5 / size**0.5
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_bits_depend_on_seed_path_index_and_step_alone():
   """Not on sharding, on jit, on the other leaves, or on the program's own generator."""
   want = rounded_up({"a": (16, 8)}, 7)["a"]
@@ -102,7 +102,7 @@ def test_bits_depend_on_seed_path_index_and_step_alone():
     np.testing.assert_array_equal(np.stack([m, v]) > x, want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_restart_scan_and_vmap_give_the_same_bits():
   grads = jnp.asarray(open_loop((3, 40), 12), jnp.float32)
   tx = adam(stochastic(3))
@@ -120,6 +120,7 @@ def test_restart_scan_and_vmap_give_the_same_bits():
   chex.assert_trees_all_equal(jax.tree.map(lambda member: member[1], members), whole)
 
 
+@pytest.mark.slow
 def test_moments_are_exact_in_expectation():
   """Over 60 steps and 20,000 copies of a few gradients; a rounding that is biased once is biased 60 times."""
   copies = 20_000
@@ -152,6 +153,7 @@ def test_a_bfloat16_second_moment_converges():
   assert np.abs(final["stochastic"] / 9 - 1).max() < 0.25
 
 
+@pytest.mark.slow
 def test_nd_adams_large_leaves_take_it():
   """They have steps of their own: the mean is a neighbour of what float32 keeps, and no kernel serves them."""
   params = {"a": jnp.asarray(np.random.default_rng(0).normal(size=(256, 256)) / 16, jnp.float32)}
@@ -167,7 +169,7 @@ def test_nd_adams_large_leaves_take_it():
     jax.eval_shape(lambda: optax_ext.update_and_apply(rounded, grads, rounded.init(params), params))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["exadam", "adamnx", "caadam", "nd_adam"])
 @pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")  # one kernel is enough here
 def test_optimizers_take_it(name):
@@ -190,7 +192,7 @@ def test_optimizers_take_it(name):
   assert any((a != b).any() for a, b in zip(jax.tree.leaves(moments.mu), jax.tree.leaves(nearest.mu), strict=True))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_second_moments_of_vectors_draw_their_own_bits():
   storing = stochastic(0).at(jnp.int32(1))
   m, v = jnp.full((64, 4096), 1 + 2.0**-8), jnp.full((1, 4096), 1 + 2.0**-8)
@@ -201,7 +203,7 @@ def test_second_moments_of_vectors_draw_their_own_bits():
   assert abs(signs[-1].mean()) < 5 / 64
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_inside_shard_map():
   """Parts of a leaf must not be rounded alike, copies of a leaf must: the caller says which they are."""
   mesh = jax.make_mesh((4, 2), ("x", "y"), axis_types=(AxisType.Auto, AxisType.Auto))

@@ -153,6 +153,7 @@ def trained(tx, params, steps=5, dtype=BF16, step=None):
   return params, state
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:nd_adam sees")
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_sees_float32(name):
@@ -251,7 +252,7 @@ WRAPPED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.filterwarnings("ignore:scale_by_structure sees 1 layer")
 @pytest.mark.parametrize("name", WRAPPED)
 def test_in_every_surrounding(name, tmp_path):
@@ -280,6 +281,7 @@ def test_in_every_surrounding(name, tmp_path):
   chex.assert_trees_all_equal(restored, state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner", [optax.adamw(1e-2), quantize_state(optax.adamw(1e-2))], ids=["adamw", "8 bits"])
 def test_sharded_as_on_one_device(inner):
   """The random bits of a weight do not depend on the mesh."""
@@ -296,6 +298,7 @@ def test_sharded_as_on_one_device(inner):
   assert np.mean(weights[0] != weights[1]) < 0.01
 
 
+@pytest.mark.slow
 def test_inside_shard_map_the_axes_are_named():
   mesh = jax.make_mesh((2,), ("x",), (AxisType.Auto,), devices=jax.devices()[:2])
   params = {"w": jnp.ones((4, 128), BF16)}
@@ -313,6 +316,7 @@ def test_inside_shard_map_the_axes_are_named():
   assert np.any(rest[:2] != rest[2:])  # each device has bits of its own
 
 
+@pytest.mark.slow
 def test_exported_with_symbolic_shapes():
   tx = split_weights(optax.adamw(1e-2))
   (n,) = export.symbolic_shape("n")
@@ -328,7 +332,7 @@ def test_exported_with_symbolic_shapes():
     )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("platform", ["tpu", "cuda"])
 def test_the_kernel_steps_split_weights(platform, monkeypatch):
   """Where 8-bit moments have a kernel, it reads and writes both parts: the same codes, weights and random bits."""
@@ -355,6 +359,23 @@ def test_bytes():
   assert kept(split_weights(quantize_state(optax.adam(1e-3)))) == pytest.approx(5, abs=0.02)
   assert kept(split_weights(quantize_state(optax.adam(1e-3)), 16)) == pytest.approx(4, abs=0.02)
   assert kept(split_weights(optax.sgd(1e-3), 32)) == pytest.approx(4, abs=1e-3)
+
+
+@pytest.mark.parametrize("bits", [16, 24, 32])
+def test_one_array_is_a_tree(bits):
+  """Its path is empty, as that of a state without residuals."""
+  tx = split_weights(optax_ext.adamnx(1e-2), bits)
+
+  def final(array):
+    params, state = optax_ext.split(array.astype(jnp.float32), array, tx.init(array))
+    for _ in range(2):
+      updates, state = tx.update(array, state, params)
+      params = optax.apply_updates(params, updates)
+    return join_weights(*update_and_apply(tx, array, state, params))
+
+  got = jitted(final)(jnp.ones((2, 3), BF16))
+  assert got.dtype == jnp.float32
+  np.testing.assert_allclose(got, 0.97, atol=0.012 if bits == 16 else 1e-3)
 
 
 def test_what_is_refused():
@@ -386,6 +407,7 @@ def test_what_is_refused():
   assert set(RESIDUALS) == {16, 24, 32}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("old", "new"), [(16, 24), (24, 16), (32, 16), (24, 32), (32, 24)])
 def test_a_state_of_other_bits_is_refused(old, new):
   """Its residuals mean other weights; `split` takes them in."""
@@ -438,6 +460,7 @@ def test_leaves_that_are_no_arrays_stay():
   np.testing.assert_array_equal(again["kernel"], params["kernel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("grads", [jnp.float64, BF16])
 def test_with_64_bits_narrow_weights_are_float32(grads):
   """Whatever the gradients and the learning rate are: steps of 0.1 from 1, in all stored dtypes."""
@@ -457,6 +480,7 @@ def test_with_64_bits_narrow_weights_are_float32(grads):
     np.testing.assert_allclose(join_weights(plain, state)["w"], 0.8, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_trace_and_all_donated():
   params = {str(i): jnp.zeros((256, 256), BF16) for i in range(3)}
   tx = split_weights(optax_ext.exadam(1e-3))

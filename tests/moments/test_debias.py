@@ -44,7 +44,7 @@ def test_worked_example_of_the_exadam_paper():
     assert got.grad == pytest.approx(1.905, abs=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @given(
   m=st.floats(-1e30, 1e30),
   v=st.floats(0, 1e37),

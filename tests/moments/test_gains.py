@@ -70,6 +70,7 @@ def worst(got, exact):
   return float((np.abs(got[seen] - exact[seen]) / exact[seen] / bound).max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [jax.jit, lambda f: f], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", GAINS)
 def test_gain_accuracy(name, compiled):
@@ -78,6 +79,7 @@ def test_gain_accuracy(name, compiled):
     assert worst(compiled(make(value))(jnp.asarray(T, jnp.int32)), exact(value, Long(1) * T)) <= 0.75, value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [jax.jit, lambda f: f], ids=["jit", "eager"])
 @pytest.mark.parametrize("name", GAINS)
 def test_gain_accuracy_of_traced_values(name, compiled):
@@ -90,6 +92,7 @@ def test_gain_accuracy_of_traced_values(name, compiled):
     assert worst(gain(value, jnp.asarray(T, jnp.int32)), exact(np.float32(value), Long(1) * T)) <= 0.75, value
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gain", [optax_ext.adamnx_gain, optax_ext.adax_gain])
 @pytest.mark.parametrize("value", [1e-3, 0.3, 0.9, 0.99])
 def test_gains_are_differentiable_in_the_rate(gain, value):

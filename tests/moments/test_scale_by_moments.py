@@ -17,7 +17,7 @@ def adam_pieces(**kwargs):
   )
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_adam_from_pieces_is_optax_adam():
   """exadam with debiasing and accelerator replaced; and the same with Adam's correction inside the gains."""
   gains = optax_ext.scale_by_moments(optax_ext.adam_gain(B1), optax_ext.adam_gain(B2))
@@ -76,7 +76,7 @@ def test_storage_dtypes(dtype, mu_dtype, nu_dtype):
   assert updates.dtype == jnp.float32
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_dtypes_under_x64():
   with enable_x64(True):
     for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
@@ -86,7 +86,7 @@ def test_dtypes_under_x64():
       assert state.mu.dtype == dtype
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("dtype", NARROW)
 def test_narrow_gradients_are_computed_in_float32(dtype):
   """With both moments stored in float32, 300 steps agree with float32 throughout; bfloat16's 0.999 would be 1."""
@@ -99,7 +99,7 @@ def test_narrow_gradients_are_computed_in_float32(dtype):
   np.testing.assert_array_equal(updates, want)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("nu_dtype", [None, jnp.bfloat16])
 def test_second_moment_of_narrow_parameters_decays(nu_dtype):
   """Why the default keeps ν in float32: rounded to bfloat16 it cannot decay by 0.1 % a step."""

@@ -199,6 +199,7 @@ def structure_of(build, scanned=False):
   return structure_from_model(*build(scanned))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("build", VITS)
 def test_scales_are_those_of_the_published_recipe(build, scanned):
@@ -618,6 +619,7 @@ def test_products_with_other_rules(scanned):
       np.testing.assert_allclose(product[path], depth[path] * decay[path], rtol=1e-15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scanned", [False, True], ids=["unrolled", "scanned"])
 @pytest.mark.parametrize("make", ["chain", "caadam"])
 def test_steps(make, scanned):
@@ -680,7 +682,7 @@ def test_recipe_linen():
   check_recipe(variables, stepped(tx, variables))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_recipe_nnx():
   graph, state = nnx.split(nnx.eval_shape(lambda: NnxViT(nnx.Rngs(0), blocks=3)))
   model, images = nnx.merge(graph, ones(state)), IMAGES
@@ -697,7 +699,7 @@ def test_recipe_nnx():
   check_recipe(before, nnx.state(model, nnx.Param))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_recipe_equinox():
   model, images = ones(eqx.filter_eval_shape(EquinoxViT, jax.random.key(0), blocks=3)), IMAGES
 

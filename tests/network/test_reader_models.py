@@ -52,6 +52,7 @@ def structure(model):
   return structure_from_model(model.apply, model.params, *model.inputs)
 
 
+@pytest.mark.slow
 def test_facts(model, structure):
   check(structure, model)
 
@@ -89,6 +90,7 @@ def trained(tx, params, grads):
   return jax.lax.scan(step, (params, tx.init(params)), grads)[0][0]
 
 
+@pytest.mark.slow
 def test_scales_are_those_of_the_paper(model, structure):
   """Facts by hand, equations in NumPy float64."""
   ones = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), model.params)
@@ -99,7 +101,7 @@ def test_scales_are_those_of_the_paper(model, structure):
       np.testing.assert_allclose(leaf, want, rtol=1e-6, err_msg=f"{path} {rule}")
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("build", [mlp_bfloat16, mlp_equinox, mlp_nnx, scanned, nested_scan])
 def test_caadam_is_its_equations(build):
   """In trees of every framework, with one scale for a leaf and with one for each layer of a stack."""
@@ -116,6 +118,7 @@ def test_caadam_is_its_equations(build):
     np.testing.assert_allclose(moved[path], want, rtol=1e-4, atol=2e-5, err_msg=path)
 
 
+@pytest.mark.slow
 def test_nd_adam_has_one_second_moment_for_each_vector(model, structure):
   """The moments' shapes tell along which axes the vectors run."""
   tx = nd_adam(1e-3, structure=structure)
@@ -128,7 +131,7 @@ def test_nd_adam_has_one_second_moment_for_each_vector(model, structure):
     assert square.shape == tuple(1 if axis in along else n for axis, n in enumerate(given[path].shape)), path
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nd_adam_keeps_vectors_at_length_1():
   """One leaf for each number of axes and each way to contract them: a step depends on no other leaf."""
   builders = mlp_dict, conv_equinox, gpt_tied, scanned, nested_scan, ensemble_conv, unet_transpose_kernel
@@ -147,6 +150,7 @@ def test_nd_adam_keeps_vectors_at_length_1():
     assert not np.allclose(leaf, params[kind], atol=1e-3), kind
 
 
+@pytest.mark.slow
 def test_muon_on_attention_and_scanned_layers():
   numbers = optax.contrib.MuonDimensionNumbers
   model = gpt_tied()
@@ -181,7 +185,7 @@ def test_muon_on_attention_and_scanned_layers():
   np.testing.assert_allclose(steps[0]["params"]["layers"]["up"]["kernel"][1], alone, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_muon_on_a_module_that_can_be_called_and_on_parameters_beside_statistics():
   """Muon calls what is callable: the numbers must not be a tree of the shape of the module."""
   module, x = NnxMLP(nnx.Rngs(0)), rand((3, 4))
@@ -242,6 +246,7 @@ def test_paths_and_trace_differ_where_paths_cannot_know():
   assert guessed["proj_1_0/kernel"].depth > guessed["head/kernel"].depth
 
 
+@pytest.mark.slow
 def test_plot(tmp_path):
   pytest.importorskip("matplotlib")
   for build in (resnet20, scanned):

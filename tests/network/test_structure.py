@@ -112,7 +112,7 @@ def test_table_shows_scales():
 # rules
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(0.0, 1.0))
 @settings(deadline=None, max_examples=60)
 def test_additive(counts, gamma):
@@ -122,7 +122,7 @@ def test_additive(counts, gamma):
     assert 1 - gamma <= scales[f"l{i}"]["kernel"] <= 1 + gamma
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @given(counts=st.lists(st.integers(1, 10**4), min_size=1, max_size=8), gamma=st.floats(1.0, 10.0), signed=st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_multiplicative(counts, gamma, signed):
@@ -379,6 +379,7 @@ def test_a_structure_of_other_shapes_is_an_error(params, message):
       step()
 
 
+@pytest.mark.slow
 def test_members_under_vmap_have_the_structure_of_one():
   params = {"a": {"kernel": jnp.ones((4, 2, 3))}, "b": {"kernel": jnp.ones((4, 3, 1))}}
   one = jax.tree.map(lambda leaf: leaf[0], params)
@@ -574,6 +575,7 @@ def test_what_is_not_hidden_needs_no_word():
   ]
 
 
+@pytest.mark.slow
 def test_nd_adam_takes_the_guessed_axes_of_the_whole_list():
   """In `[k, b]` of attention the bias has two axes, and is no vector."""
   params = [jnp.ones((8, 2, 4)), jnp.ones((2, 4)), jnp.ones((8, 3))]

@@ -144,6 +144,7 @@ def named(tree):
   return {path.removeprefix("params/"): value for path, value in by_path(tree).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "roles"), TABLES.values(), ids=TABLES)
 def test_scales_are_those_of_the_table(build, roles):
   base, wide = structures(build, BASE, WIDTH)
@@ -222,6 +223,7 @@ def test_the_table_says_why():
   assert "reason" not in wide.table(ByDepth())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("build", "roles"), TABLES.values(), ids=TABLES)
 def test_rescaled_initialisations(build, roles):
   base, wide = structures(build, BASE, WIDTH)
@@ -232,7 +234,7 @@ def test_rescaled_initialisations(build, roles):
     assert found[path].dtype == jnp.bfloat16
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_steps_scale_and_decay_does_not():
   """S scales the direction; decay is α·λ whatever the width."""
   base, wide = structures(mlp, BASE, WIDTH)
@@ -309,6 +311,7 @@ def test_optax_chains_take_the_rule():
     np.testing.assert_allclose(np.float32(updates[path]), -0.5 * factor, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_muons_adam_takes_the_rule():
   """Muon's steps need none; its Adam, for the embedding and the output, does."""
   base, wide = structures(mlp, BASE, WIDTH)
@@ -373,6 +376,7 @@ def looped(width):
   return apply, shaped(a=(5, width), w=(3, width, width), o=(width, 3))
 
 
+@pytest.mark.slow
 def test_sizes_are_those_of_the_products():
   """Against the same numbers computed in the open, before and after a step, in loops too."""
   apply, shapes = looped(BASE)
@@ -423,7 +427,7 @@ def test_slopes_of_known_powers(tmp_path):
   assert nan.verdict() == "1 of 1 products are not finite (a): take a lower rate."
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_the_rule_makes_activations_flat():
   loss, widths = loss_of(mlp(BASE)[0]), [16, 128]
   new = lambda width: filled(mlp(width)[1])
@@ -439,6 +443,7 @@ def test_the_rule_makes_activations_flat():
   assert "keep their size" in flat.verdict() or flat.shrinking
 
 
+@pytest.mark.slow
 def test_wrong_arguments_of_the_check():
   loss = loss_of(mlp(BASE)[0])
   build = lambda width: (loss, filled(mlp(width)[1]))

@@ -75,6 +75,7 @@ LAYOUT = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("factory", "args", "options", "expected"), LAYOUT)
 def test_layout_is_frozen(factory, args, options, expected):
   """Names, dtypes, shapes and nesting of the state: whoever changes this breaks the checkpoints of all users."""
@@ -115,7 +116,7 @@ class Network(nnx.Module):
     return self.layers[1](self.dropout(nnx.relu(self.norm(self.layers[0](x)))))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nnx_training_goes_on_to_the_bit(name, tmp_path):
   """Model, batch statistics, random state and optimizer, restored into abstract state of a new process's objects."""
@@ -161,7 +162,7 @@ class Scanned(nn.Module):
     return nn.Dense(8)(stack(x, None)[0])
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   """A `TrainState`, restored into the shapes, dtypes and shardings of a new one."""
@@ -190,7 +191,7 @@ def test_linen_training_goes_on_to_the_bit(name, tmp_path):
   assert identical(train(restored), train(state))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_restore_onto_another_mesh(tmp_path):
   """Saved from 8 devices that split inputs, restored onto 2×4 that split inputs and outputs: the same bits."""
   params = {"kernel": jnp.asarray(np.random.default_rng(1).normal(size=(8, 16)), jnp.float32), "bias": jnp.ones(16)}
@@ -234,7 +235,7 @@ def load_digits(return_X_y):
 """
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 8), (2, 1, 6)])
 def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, monkeypatch):
   """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times.
@@ -303,6 +304,7 @@ def test_a_converted_state_and_the_old_one_can_both_be_donated():
     assert moments_of(step(given)).count == 31
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("old", BIASED)
 @pytest.mark.parametrize("steps", [1, 2, 30])
 def test_to_adamnx_and_back(old, steps):
@@ -392,6 +394,7 @@ def test_complex_squares_become_real():
   np.testing.assert_allclose(moments_of(got).nu["w"], 2, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_alike(wrapper):
   params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3)}
@@ -424,7 +427,7 @@ def test_dtypes_are_the_new_optimizers():
   np.testing.assert_allclose(moments_of(got).nu["w"], expected, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nnx_optimizers():
   model = Network(0)
   old, new = (nnx.Optimizer(model, tx(1e-3), wrt=nnx.Param) for tx in (optax.adamw, optax_ext.adamnx))
@@ -440,6 +443,7 @@ def test_nnx_optimizers():
   assert int(jax.tree.leaves(moments_of(new.opt_state).count)[0]) == 3
 
 
+@pytest.mark.slow
 def test_residuals_of_split_weights_go_on():
   """They are a part of the weights. A state that has no place for them, or one of other bits, is refused."""
   narrow = {"w": PARAMS["w"].astype(jnp.bfloat16)}

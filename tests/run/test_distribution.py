@@ -176,7 +176,7 @@ def test_the_traced_structure_is_what_the_meshes_split():
   assert list(facts["stack"]["kernel"].depth) == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   ("mesh", "dtype"),
   [*((mesh, jnp.float64) for mesh in MESHES), ("2×2×2", jnp.float32)],  # which splits most
@@ -204,7 +204,7 @@ SPLITS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("manual", [{"data", "fsdp", "model"}, {"fsdp", "model"}], ids=["manual", "partly manual"])
 @pytest.mark.parametrize("split", SPLITS)
 def test_nd_adam_inside_shard_map(split, manual):
@@ -249,7 +249,7 @@ def test_nd_adam_inside_shard_map(split, manual):
     jax.tree.map(close, (params, state), (expected, expected_state))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_training_inside_shard_map():
   """Forward, backward and update on one device's part: a network with columns, then rows, over the devices."""
   mesh = jax.make_mesh((8,), ("model",), (AxisType.Auto,))
@@ -289,7 +289,7 @@ def test_training_inside_shard_map():
     jax.tree.map(close, in_full(inside)(params, state, x), train(whole, params, state, x))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_scales_inside_shard_map_need_the_structure():
   """CaAdam sees one device's part of each shape; the structure of the whole network says what the layers are."""
   mesh = make_mesh("FSDP")
@@ -351,7 +351,7 @@ def test_options_of_the_example(options, sentence, monkeypatch):
   assert train_sharded.find_problem(parsed, 8) == sentence
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", ["adamw", *OPTIMIZERS])
 def test_the_example_splits_weights_and_moments(name, monkeypatch):
   """Each device holds an eighth of the training state, and a step writes into its memory."""

@@ -98,7 +98,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_state_can_live_there_and_train(wrapper, kind):
@@ -133,6 +133,7 @@ def test_wrapped_state_can_live_there_and_train(wrapper, kind):
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_explicit_axes_are_inferred_as_promised(name):
   """With explicit axes jax itself says where an array lives: `tx.init` and `tx.update` without any annotation agree."""
@@ -247,7 +248,7 @@ class Network(nnx.Module):
     return self.last(nnx.relu(self.first(x)))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_nnx_optimizer(name):
   """`nnx.Optimizer` built under `nnx.jit`, its state then put where `state_shardings` says; training keeps it there."""

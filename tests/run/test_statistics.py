@@ -63,6 +63,7 @@ def draw(shape, seed=0, zeros=0.3, dtype=np.float64):
 # the numbers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float64", "complex64"])
 @pytest.mark.parametrize("shape", [(), (1,), (7,), (30, 40), (3, 4, 5)])
 def test_the_numbers_are_those_of_the_definition(dtype, shape):
@@ -206,6 +207,7 @@ def states_of(tx, steps=7, params=PARAMS):
   return [jax.tree.map(lambda leaf, t=t: leaf[t], stacked) for t in range(steps)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2, 3])
 def test_steps_that_measure(every):
   """At counts 0, k, 2k, … the numbers of this step, from its gradient, update and old parameter; else the last."""
@@ -237,7 +239,7 @@ def test_a_link_of_a_chain_sees_what_flows_there(every):
 
 
 @pytest.mark.parametrize("every", [1, 2])
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_missing_gradient_keeps_the_numbers(every):
   params = PARAMS | {"none": None}
   tx = layer_statistics(optax.sgd(0.1), every=every)
@@ -289,7 +291,7 @@ WRAPPED = [
 SEEN = {"masked": ["a/kernel"], "partition": ["a/kernel", "b"]}
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("name", WRAPPED)
 def test_in_every_surrounding(name, tmp_path):
   """Inside and outside of other wrappers: the numbers, map_params, shardings, and a checkpoint."""
@@ -327,6 +329,7 @@ def is_state(node):
   return isinstance(node, LayerStatisticsState)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("every", [1, 2])
 def test_sharded_as_on_one_device(kind, every):
@@ -403,6 +406,7 @@ def kernel_of_sgd(asked=None):
   return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("every", [1, 2])
 def test_a_kernel_that_applies_its_update(every):
   """`update_and_apply` gets the kernel's parameters; the numbers are those of a plain step."""
@@ -440,7 +444,7 @@ class Network(nnx.Module):
 
 
 @pytest.mark.parametrize("on_mesh", [False, True])
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_nnx_optimizer(on_mesh):
   mesh = jax.make_mesh((2, 2), ("x", "y"), (AxisType.Auto, AxisType.Auto))
   with jax.set_mesh(mesh if on_mesh else jax.make_mesh((1, 1), ("x", "y"), (AxisType.Auto, AxisType.Auto))):

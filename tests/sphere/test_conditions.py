@@ -58,7 +58,7 @@ def test_one_vector_of_another_length_gets_a_word(factor, lengths):
   assert not told(optax_ext.nd_adam(1e-3, axes=AXES | {"w": None}), params)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_vectors_of_length_0_jump_and_are_named():
   """A low-rank adapter's second factor starts from 0, which no normalisation helps."""
   params, axes = UNIT | {"lora_b": jnp.zeros((3, 4))}, AXES | {"lora_b": (0,)}
@@ -114,6 +114,7 @@ def test_names_tell_of_no_normaliser():
   assert not told(optax_ext.nd_adam(1e-3), {"w": UNIT["w"]})
 
 
+@pytest.mark.slow
 def test_the_right_way_in_one_line():
   """Normalised units alone are unit vectors; the output and the bias take Adam's steps."""
   axes = optax_ext.structure_from_model(net, UNIT, X).normalised_axes()
@@ -170,6 +171,7 @@ def worst_length(tx):
   return float(jnp.max(jitted(lambda w: jax.lax.scan(step, (w, tx.init(w)), keys)[1])(w)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", AFTERWARDS.values(), ids=AFTERWARDS)
 def test_renormalize_params_as_the_last_link_keeps_unit_length(wrap):
   tx = wrap(optax_ext.nd_adam(1e-3, axes=(0,)))

@@ -73,6 +73,7 @@ OPTIMIZERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tx", OPTIMIZERS.values(), ids=OPTIMIZERS)
 def test_update_and_apply_is_update_then_apply(tx):
   """To the bit: a program of the same operations."""
@@ -96,7 +97,7 @@ def test_missing_gradients_and_extra_arguments():
 
 
 # Both sum the same products, in another order.
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   ("dtype", "kwargs", "tolerance"),
   [
@@ -113,7 +114,7 @@ def test_kernel_is_the_chain(dtype, kwargs, tolerance):
   assert_close(in_one_call(make("pallas"), params, 6, dtype), in_two_calls(make(None), params, 6, dtype), tolerance)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_gradients_parallel_to_the_weights():
   """On chip projection and length are computed one after the other, as in the chain, so that nothing cancels."""
   w, tangent = PARAMS["out"], draw(1)["out"]
@@ -135,14 +136,14 @@ WRAPPED = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
 def test_kernel_through_wrappers(wrap):
   plain = wrap(optax_ext.nd_adam(1e-3, axes=AXES))
   assert_close(in_one_call(wrap(KERNEL), PARAMS, 2), in_two_calls(plain, PARAMS, 2), 3e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_injected_numbers_reach_the_kernel():
   """Numbers that are tracers, ε and the decay rates too, are given to the kernel, which may not close over them."""
   make = lambda kernel: optax.inject_hyperparams(optax_ext.nd_adam, static_args=("axes", "kernel"))(
@@ -169,6 +170,7 @@ AFTER = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", [*AFTER, "apply_if_finite"])
 def test_links_after_a_kernel_fail(name, compiled):
@@ -197,7 +199,7 @@ def test_errors_that_speak_of_applied_things_stay():
     jax.eval_shape(lambda *args: update_and_apply(tx, *args), PARAMS, jax.eval_shape(tx.init, PARAMS), PARAMS)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   "tx", [KERNEL, optax_ext.quantize_state(optax_ext.adamnx(1e-2), kernel="pallas"), optax.sgd(1)]
 )
@@ -222,7 +224,7 @@ def test_vectors_that_take_the_chain_are_named(monkeypatch):
   assert not any(name in str(caught[0].message) for name in ("'large'", "'bias'"))
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_other_leaves_fall_back_and_are_named():
   params = {"a": jnp.ones((32, 128)), "odd": jnp.ones((5, 128)), "wide": jnp.ones((16, 100)), "b": jnp.ones(3)}
   axes = lambda path, leaf: None if path == "b" else (0,)
@@ -283,7 +285,7 @@ def test_a_mesh_outside_of_shard_map_falls_back(kind):
   assert_close(got, want, 1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_kernel_inside_shard_map():
   """Each device steps the whole vectors that it holds; vectors that the mesh splits fall back."""
   mesh = jax.make_mesh((2,), ("model",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])

@@ -95,7 +95,7 @@ def error_of_length(path):
 
 # Both forms round differently by some units in the last place of each step, and 1,000 steps of noise do not contract:
 # √1000 of them.
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float64, 1e-13), (jnp.float32, 32 * EPS)])
 def test_both_forms_agree_over_1000_steps(dtype, tolerance):
   with enable_x64(dtype == jnp.float64):
@@ -116,7 +116,7 @@ def test_both_forms_agree_over_1000_steps(dtype, tolerance):
       assert error_of_length(path) <= {4: 4 * EPS, 8: 1e-15}[jnp.dtype(dtype).itemsize]
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize(
   ("dtype", "kwargs"),
   [(jnp.float32, {"mu_dtype": jnp.bfloat16}), (jnp.bfloat16, {}), (jnp.float16, {})],
@@ -188,6 +188,7 @@ def first_step(w, g):
   return lengths, np.asarray(new, np.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sine", [1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6])
 @pytest.mark.parametrize("kind", ["normal", "one large weight", "dead inputs", "of all magnitudes"])
 def test_gradients_nearly_parallel_to_the_weights(kind, sine):
@@ -217,7 +218,7 @@ def test_sparse_weights_that_the_sample_misses(sine):
   np.testing.assert_allclose(np.linalg.norm(new, axis=0), 1, atol=2e-3 if sine < 1e-3 else 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_a_mean_that_is_not_tangent():
   """As after a restart from another optimizer's mean: the exact products of m are used, not those of theory."""
   w, g, m = (jnp.asarray(x, jnp.float32) for x in np.random.default_rng(0).normal(size=(3, 64, 8)))
@@ -230,6 +231,7 @@ def test_a_mean_that_is_not_tangent():
   np.testing.assert_allclose(np.linalg.norm(w + got, axis=0), 1, rtol=4 * EPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [0, 1e-15, 1e10, 1e18, 1e30, np.inf, np.nan])
 @pytest.mark.parametrize("length", [0, 1e-25, 1, 1e3, 1e25])
 def test_extreme_numbers_do_as_in_the_chain(size, length):
@@ -248,7 +250,7 @@ def test_extreme_numbers_do_as_in_the_chain(size, length):
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * largest)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_derivative_of_an_update():
   """The sampled coefficient is held fixed: the result does not depend on it."""
   with enable_x64(True):
@@ -264,7 +266,7 @@ def test_derivative_of_an_update():
     chex.assert_trees_all_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 def test_leaves_of_other_kinds_take_the_chain(monkeypatch):
   """Complex vectors, empty leaves, scalars, missing gradients and small leaves, beside one that does not."""
   monkeypatch.setattr(one_pass, "SMALL", 16)
@@ -288,6 +290,7 @@ def test_leaves_of_other_kinds_take_the_chain(monkeypatch):
   chex.assert_trees_all_close(*results, rtol=1e-5, atol=4 * EPS)
 
 
+@pytest.mark.slow
 def test_vmap_and_injected_numbers():
   tx = optax.inject_hyperparams(optax_ext.nd_adam, static_args="axes")(1e-3, axes=(0,))
   w = optax_ext.normalize_vectors(draw(0)["in"], (0,))
@@ -328,7 +331,7 @@ def test_sums_one_by_one_and_at_once(monkeypatch, along):
   chex.assert_trees_all_close(got, want, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.heavy
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit])
 @pytest.mark.parametrize("spec", [P("data"), P(None, "data")], ids=["input split", "output split"])
 def test_vectors_on_a_mesh(spec, kind):

@@ -80,6 +80,7 @@ def test_normalize_vectors(w):
   np.testing.assert_array_equal(unit[:, lengths == 0], 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.complex64])
 @pytest.mark.parametrize("size", [3e38, 1e38, 1e-20, 1.2e-38])
 def test_normalize_vectors_of_the_largest_and_smallest_numbers(size, dtype):
@@ -89,6 +90,7 @@ def test_normalize_vectors_of_the_largest_and_smallest_numbers(size, dtype):
     np.testing.assert_allclose(np.asarray(got, np.complex64), 0.5**0.5, rtol=4e-3 if dtype == jnp.bfloat16 else 1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1e30, 1.0, 1e-30, 0.0])
 def test_derivative_of_normalize_vectors(size):
   """(I − ww')/‖w‖ for unit w, and I where w = 0."""

@@ -3,6 +3,7 @@
     python benchmarks/compare_speed.py                             # a convolutional network: digits
     python benchmarks/compare_speed.py --problem breast_cancer --epochs 200
     python benchmarks/compare_speed.py --problem digits --quick    # quick=True beside the full design
+    python benchmarks/compare_speed.py --problem fashion-mnist --epochs 1 --points 1 --seeds 1
 
 Each part is a process of its own, so that each pays for its imports and its compilation, and CPU time is what the
 machine's other work changes least. The plain loops compile each optimizer's step once, with the learning rate as an
@@ -80,7 +81,9 @@ def plain(name: str, folder: pathlib.Path) -> dict[str, float]:
   return times | {"all": cpu() - begin, "runs": len(lines), "median gap": float(np.median(gaps))}
 
 
-def compared(name: str, folder: pathlib.Path, epochs: int, points: int, quick: bool) -> dict[str, float]:
+def compared(
+  name: str, folder: pathlib.Path, epochs: int, points: int, seeds: int | None, quick: bool
+) -> dict[str, float]:
   """A comparison, as the command line makes it."""
   from optax_ext.compare import Protocol, compare
   from optax_ext.compare.problems.named import load
@@ -110,7 +113,8 @@ def compared(name: str, folder: pathlib.Path, epochs: int, points: int, quick: b
     setattr(kind, name_of, timed)
   every = problem.steps_per_epoch
   protocol = Protocol(epochs * every, every)
-  found = compare(problem, OPTIMIZERS.split(","), protocol, points=points, out=folder, progress=False, quick=quick)
+  options = {"points": points, "seeds": seeds, "tuning_seeds": seeds, "quick": quick}
+  found = compare(problem, OPTIMIZERS.split(","), protocol, out=folder, progress=False, **options)
   verdicts = {pair[0]: difference.verdict for pair, difference in found.tuned.items()}
   runs = len((folder / "finished.jsonl").read_text("utf-8").splitlines()) - 1
   return times | {"all": cpu() - begin, "runs": runs, "verdicts": verdicts}
@@ -130,6 +134,7 @@ def main() -> None:
   parser.add_argument("--problem", default="digits", help="a bundled problem (digits)")
   parser.add_argument("--epochs", type=int, default=20, help="of each run (20)")
   parser.add_argument("--points", type=int, default=7, help="learning rates in each grid (7)")
+  parser.add_argument("--seeds", type=int, help="for tuning, and as many for reporting (the design's)")
   parser.add_argument("--quick", action="store_true", help="quick=True beside the full design, instead of plain loops")
   parser.add_argument("--part", choices=["compare", "quick", "plain"], help=argparse.SUPPRESS)
   parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
@@ -138,10 +143,11 @@ def main() -> None:
     return print(json.dumps(plain(options.problem, options.folder)))
   if options.part:
     quick = options.part == "quick"
-    found = compared(options.problem, options.folder, options.epochs, options.points, quick)
+    found = compared(options.problem, options.folder, options.epochs, options.points, options.seeds, quick)
     return print(json.dumps(found))
   with tempfile.TemporaryDirectory() as folder:
     size = ["--problem", options.problem, "--epochs", f"{options.epochs}", "--points", f"{options.points}"]
+    size += ["--seeds", f"{options.seeds}"] if options.seeds else []
     part = lambda name, at: in_process(*size, "--part", name, "--folder", f"{folder}/{at}")
     of = {"comparison": part("compare", "full")}
     of["finished folder"] = part("compare", "full")

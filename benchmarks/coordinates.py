@@ -17,7 +17,7 @@ import optax_ext
 from optax_ext import MaximalUpdate, caadam, coordinate_check, rescale_init, structure_from_model
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-WIDTHS, RATE, STEPS, HEAD = (16, 32, 64, 128, 256), 2**-7, 4, 8
+WIDTHS, RATE, STEPS, HEAD, SEEDS = (16, 32, 64, 128, 256), 2**-7, 4, 8, 8
 
 
 class CNN(nn.Module):
@@ -108,13 +108,13 @@ def check(model_of, kind):
   """The outcomes in the standard parametrisation and with the rule."""
   x, labels = data(kind)
 
-  def new(width):
+  def new(width, seed=0):
     model = model_of(width)
 
     def loss(params, x, labels):
       return optax.softmax_cross_entropy_with_integer_labels(model.apply(params, x), labels).mean()
 
-    return loss, model.init(jax.random.key(0), x)
+    return loss, model.init(jax.random.key(seed), x)
 
   def structure(width):
     loss, params = new(width)
@@ -122,14 +122,14 @@ def check(model_of, kind):
 
   base = structure(WIDTHS[0])
 
-  def rescaled(width):
-    loss, params = new(width)
+  def rescaled(width, seed):
+    loss, params = new(width, seed)
     return loss, rescale_init(params, structure(width), base)
 
   transferred = lambda structure: caadam(RATE, rule=MaximalUpdate(base), structure=structure)
   return {
-    "standard parametrisation": coordinate_check(new, WIDTHS, optax.adam(RATE), (x, labels), STEPS),
-    "maximal update": coordinate_check(rescaled, WIDTHS, transferred, (x, labels), STEPS),
+    "standard parametrisation": coordinate_check(new, WIDTHS, optax.adam(RATE), (x, labels), STEPS, seeds=SEEDS),
+    "maximal update": coordinate_check(rescaled, WIDTHS, transferred, (x, labels), STEPS, seeds=SEEDS),
   }
 
 
@@ -139,8 +139,8 @@ def main():
     "# Coordinate checks",
     "",
     f"`python benchmarks/coordinates.py`, {datetime.date.today()}, {versions}, {platform.machine()}, {os.cpu_count()} "
-    f"cores. Mean |value| of each product after {STEPS} steps of Adam at {RATE}; a slope is that of its logarithm "
-    "against the logarithm of the width.",
+    f"cores. Mean |value| of each product, over {SEEDS} seeds, after {STEPS} steps of Adam at {RATE}; a slope is that "
+    "of its logarithm against the logarithm of the width.",
   ]
   for name, (model_of, kind) in MODELS.items():
     for title, found in check(model_of, kind).items():

@@ -444,6 +444,24 @@ def test_the_rule_makes_activations_flat():
 
 
 @pytest.mark.slow
+def test_sizes_are_means_over_seeds():
+  loss, seen = loss_of(mlp(BASE)[0]), []
+
+  def build(width, seed):
+    seen.append((width, seed))
+    return loss, jax.tree.map(lambda leaf: (1 + seed) * leaf, filled(mlp(width)[1]))
+
+  of = lambda build, seeds=None: coordinate_check(build, [8, 16], optax.sgd(0.0), (X,), steps=1, seeds=seeds)
+  got, first = of(build, 2), of(lambda width: build(width, 0))
+  second = of(lambda width: build(width, 1))
+  assert seen[:4] == [(8, 0), (8, 1), (16, 0), (16, 1)]
+  for name, sizes in got.sizes.items():
+    np.testing.assert_allclose(sizes, (first.sizes[name] + second.sizes[name]) / 2, rtol=1e-6)
+  with pytest.raises(ValueError, match="seeds must be a whole number of at least 1, but was 0"):
+    of(build, 0)
+
+
+@pytest.mark.slow
 def test_wrong_arguments_of_the_check():
   loss = loss_of(mlp(BASE)[0])
   build = lambda width: (loss, filled(mlp(width)[1]))

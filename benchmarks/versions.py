@@ -59,7 +59,7 @@ ENVIRONMENTS = {
   "3.11": Environment("3.11"),
   "3.12": Environment("3.12"),
   "3.13": Environment("3.13"),
-  "core on 3.11": Environment("3.11", files=CORE, only="not heavy"),
+  "core on 3.11": Environment("3.11", files=CORE, only="not slow"),
   "pre-releases": Environment("3.13", files=CORE, pre=True, only="not heavy"),
 }
 

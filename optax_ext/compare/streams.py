@@ -37,10 +37,11 @@ def opened(data: Any, seed: int, split: str) -> Any:
   Raises:
     ValueError: it has no length, is empty, or can be iterated once alone.
   """
-  called = f"{split}({seed})" if callable(data) else split
-  if callable(data):
-    check_takes(split, data, "seed")
-  loader: Any = data(seed) if callable(data) else data
+  called = split
+  loader: Any = data
+  if callable(loader):
+    check_takes(split, loader, "seed")
+    called, loader = f"{split}({seed})", loader(seed)
   if not hasattr(loader, "__iter__"):
     raise ValueError(f"{called} must be iterable, giving batches, but is a {type(loader).__name__}.")
   try:

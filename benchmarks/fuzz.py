@@ -240,7 +240,7 @@ def draw_split(draw: Draw, tx: optax.GradientTransformation) -> optax.GradientTr
 REFUSED = [  # most of it by optax itself, for optax.adamw too: the wrapper, what the message says
   ("clip value", "Clip received a complex value"),
   ("MultiSteps", "Casting from complex to real dtypes"),
-  ("quantize_state", "has dtype int8 already"),  # ours, of one inside another
+  ("quantize_state", "int8 already, but"),  # ours, of one inside another
 ]
 
 

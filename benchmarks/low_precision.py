@@ -38,7 +38,7 @@ from optax_ext.compare.problems.bundled import digits
 from optax_ext.compare.problems.images import ConvNet, image_problem
 from optax_ext.compare.problems.papers import GPT, shakespeare
 
-RATES = [1e-3, 3e-3, 1e-2]
+START = (-6, -5, -4)  # half decades: the rates 1e-3, 3e-3 and 1e-2
 TUNING_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 STUDENT_T = 2.776  # 97.5 % of Student's distribution with 4 degrees of freedom
 SMOOTHING = 0.1  # the weight of labels that are the same for all classes
@@ -258,10 +258,26 @@ class Runs:
     return self.done[self.key(run)]
 
 
+def rate_of(half_decades: int) -> float:
+  """1 or 3 times a power of ten."""
+  return float(f"{3 if half_decades % 2 else 1}e{half_decades // 2}")
+
+
+@functools.cache
 def tuned_rate(runs: Runs, problem: str, optimizer: str) -> float:
-  """Of the rates, the one with the least held-out loss in float32."""
-  of = lambda rate: np.mean([runs.get(problem, optimizer, "float32", rate, s)["held out"] for s in TUNING_SEEDS])
-  return min(RATES, key=of)
+  """The rate with the least held-out loss in float32, of rates that reach beyond it on both sides."""
+
+  @functools.cache
+  def held_out(i: int) -> float:
+    found = [runs.get(problem, optimizer, "float32", rate_of(i), seed)["held out"] for seed in TUNING_SEEDS]
+    return float(np.nan_to_num(np.mean(found), nan=np.inf))
+
+  first, *_, last = START
+  while True:
+    best = min(range(first, last + 1), key=held_out)
+    if first < best < last:
+      return rate_of(best)
+    first, last = min(first, best - 1), max(last, best + 1)
 
 
 def run_all(runs: Runs, problem: str, optimizer: str, arms: list[str]) -> None:
@@ -301,8 +317,7 @@ def rows(runs: Runs, problem: str, optimizer: str) -> Iterator[list[str]]:
     mean, half = interval(losses / train - 1)
     inside = "" if arm == "float32" else ("yes" if abs(mean) + half <= TARGET else "**no**")
     bytes_kept = f"{kept(problem, optimizer, arm):.2f}"
-    edge = " (edge)" if rate in (RATES[0], RATES[-1]) else ""
-    yield [f"{optimizer}, {rate:g}{edge}", arm, bytes_kept, f"{losses.mean():.5f}", *cells, inside]
+    yield [f"{optimizer}, {rate:g}", arm, bytes_kept, f"{losses.mean():.5f}", *cells, inside]
 
 
 HEAD = [
@@ -322,8 +337,8 @@ kept are weights and state for each parameter; small leaves keep float32 moments
 and of the bfloat16 weights (the float32 arms': rounded once, at the end). Gradients are taken at the bfloat16 weights.
 The control shows how far float32 parts from float32, from weights that differ in their last bit. A negative ratio is a
 lower loss than float32's: 8-bit second moments whose codes are the nearest drift, which changes the steps by some per
-cent (`flashoptim_peer.md`); by chance they do not. Edge: the best rate is the last one tried on its side. Inside tells
-whether the whole interval lies within ±0.1 %.
+cent (`flashoptim_peer.md`); by chance they do not. Rates are half decades, and reach beyond the best one on both sides.
+Inside tells whether the whole interval lies within ±0.1 %.
 """
 
 

@@ -156,15 +156,16 @@ CASES = {
 TIMED = ("optax.adam", "optax.adamw", "optax.nadam", "exadam", "adamnx", "caadam, by depth", "nd_adam")
 
 
+IN_16_BITS: dict[str, Any] = {"mu_dtype": HALF_WIDTH, "nu_dtype": HALF_WIDTH, "rounding": stochastic(1)}
+
+
 def adam_in_16_bits(rate: float) -> optax.GradientTransformation:
   """Adam with bfloat16 moments, rounded by chance."""
   moments = optax_ext.scale_by_moments(
     optax_ext.constant_gain(0.9),
     optax_ext.constant_gain(0.999),
     debias=optax_ext.standard(0.9, 0.999),
-    mu_dtype=HALF_WIDTH,
-    nu_dtype=HALF_WIDTH,
-    rounding=stochastic(1),
+    **IN_16_BITS,
   )
   return optax.chain(moments, optax.scale_by_learning_rate(rate))
 
@@ -175,23 +176,34 @@ def in_8_bits(**options: Any) -> optax.GradientTransformation:
 
 
 # Adam on bfloat16 weights and gradients, beside Adam in float32. XLA for TPUs splits some of the steps into several
-# passes, on tpu7x all that mix 8-bit and bfloat16 arrays: results/speed/split_weights.md has their numbers, no limits.
+# passes, on tpu7x all that mix 8-bit and bfloat16 arrays: results/speed/traffic_low_precision.md has their numbers, no
+# limits.
 KERNEL: dict[str, Any] = {"axis": -1, "kernel": "pallas"}
 BLOCKS = {"block": 128} | KERNEL
-ONE_PASS_OF_WEIGHTS = {"v5e": 16.1, "gpu": 16.1}
+ONE_PASS_OF_WEIGHTS = {"v5e": 16.1, "v6e": 16.1, "gpu": 16.1}
 LOW_PRECISION = {"optax.adam": CASES["optax.adam"]} | {
   name: Case(tx, limits, step=update_and_apply, dtype=HALF_WIDTH)
   for name, tx, limits in (
     ("split weights", optax_ext.split_weights(optax.adam(RATE)), {"v5e": 24.1, "v6e": 24.1, "gpu": 24.1}),
     ("split weights, bfloat16 moments", optax_ext.split_weights(adam_in_16_bits(RATE)), ONE_PASS_OF_WEIGHTS),
-    ("split weights, 8 bits, a scale per row", optax_ext.split_weights(in_8_bits()), {"gpu": 16.1}),
+    (
+      "split weights, bfloat16 moments, adamnx",
+      optax_ext.split_weights(optax_ext.adamnx(RATE, **IN_16_BITS)),
+      ONE_PASS_OF_WEIGHTS,
+    ),
+    (
+      "split weights, bfloat16 moments, exadam",
+      optax_ext.split_weights(optax_ext.exadam(RATE, **IN_16_BITS)),
+      {"v5e": 16.1, "gpu": 16.1},
+    ),
+    ("split weights, 8 bits, a scale per row", optax_ext.split_weights(in_8_bits()), {"v5e": 16.1, "gpu": 16.1}),
     (
       "split weights, 8 bits, kernel, a scale per row",
       optax_ext.split_weights(in_8_bits(**KERNEL)),
       on_large_chips(12.1) | {"gpu": 12.1},
     ),
     ("split weights, 8 bits, kernel", optax_ext.split_weights(in_8_bits(**BLOCKS)), {"gpu": 12.13}),
-    ("bfloat16 weights, 8 bits, a scale per row", in_8_bits(), {"gpu": 14.1}),
+    ("bfloat16 weights, 8 bits, a scale per row", in_8_bits(), {"v5e": 14.1, "v6e": 14.1, "gpu": 14.1}),
     ("bfloat16 weights, 8 bits, kernel", in_8_bits(**BLOCKS), {"gpu": 10.13}),
   )
 }

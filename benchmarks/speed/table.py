@@ -37,6 +37,11 @@ LOW_PRECISION_EXPLANATION = """\
 As in `traffic.md`, of Adam on 2 weights of 4096 × 4096 in bfloat16 with bfloat16 gradients, but for the first line, of
 Adam in float32; by `update_and_apply`. Kept are 2 bytes of weights and the state. Kernels for TPUs want a scale per
 row: blocks of 128 are stepped by XLA there. Temporaries are a part of the weights' bytes, on the worst target.
+
+The goal was 16.1 bytes for split weights with bfloat16 or 8-bit moments, and 14.1 for 8-bit moments beside bfloat16
+weights, on all of these targets. Where 27 bytes stand in place of 16, XLA writes the new weights in float32, between
+two passes: it takes one only where a step has few operations for the chip's bandwidth. On tpu7x it lays out a bfloat16
+result that is computed beside an 8-bit one in tiles of 16 × 128, and copies it back.
 """
 
 

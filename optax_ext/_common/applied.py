@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -44,6 +45,17 @@ def applied(params: Any, updates: Any) -> Any:
   def apply(param: Any, update: Any) -> Any:
     if update is None:
       return param
-    return update.param if isinstance(update, Applied) else optax.apply_updates(param, update)
+    return update.param if isinstance(update, Applied) else _moved(param, update)
 
   return jax.tree.map(apply, params, updates, is_leaf=lambda leaf: leaf is None)
+
+
+def _moved(param: Any, update: Any) -> jax.Array:
+  """`optax.apply_updates` of one leaf.
+
+  A sum of two bfloat16 numbers is taken in float32, and is the same to the bit. XLA for TPUs fuses it with 8-bit codes
+  into one pass over memory, which it does not with a sum in bfloat16.
+  """
+  if jnp.result_type(param, update) == jnp.bfloat16:
+    return (param.astype(jnp.float32) + update.astype(jnp.float32)).astype(jnp.bfloat16)
+  return optax.apply_updates(param, update)

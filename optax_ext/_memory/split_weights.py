@@ -138,7 +138,10 @@ def split_weights(
       words = hashes(key, places_of(weight.shape)) if rounding else None
       nearest, residual_of = parted((weight + step).astype(jnp.float32), param.dtype, bits, words)
       old = param.astype(jnp.float32)
-      narrow = (old + (nearest - old)).astype(param.dtype)  # as optax.apply_updates does
+      # `nearest`, unless a weight falls to a 2¹⁵th: from `old`, as optax.apply_updates computes it, or from `weight`.
+      # XLA for TPUs takes one pass where several of its results read the same arrays.
+      base = weight if return_applied else old
+      narrow = (base + (nearest - base)).astype(param.dtype)
       return nearest - old, narrow, residual_of(narrow) if bits > 16 else None
 
     moved = once_per_shape(moved, count)

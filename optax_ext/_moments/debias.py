@@ -78,12 +78,12 @@ def standard(b1: Scalar | None = None, b2: Scalar | None = None) -> Debias:
   b1, b2 = _checked(b1, b2)
 
   def rule(t: Any) -> Callable[[Moments], Moments]:
-    c1, c2 = one_minus_decay_power(b1, t), one_minus_decay_power(b2, t)
+    scalars = 1 / one_minus_decay_power(b1, t), 1 / one_minus_decay_power(b2, t)
 
     def debias(moments: Moments) -> Moments:
       g, m, v = moments
-      c1_, c2_ = c1.astype(v.dtype), c2.astype(v.dtype)
-      return Moments(g / c1_, m / c1_, v / c2_)
+      a1, a2 = (x.astype(v.dtype) for x in scalars)
+      return Moments(g * a1, m * a1, v * a2)
 
     return debias
 

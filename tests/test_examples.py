@@ -31,16 +31,18 @@ def example(monkeypatch):
 
 
 @pytest.mark.heavy
-def test_training(tmp_path):
+@pytest.mark.filterwarnings("error::UserWarning")  # as of a donated buffer that the step cannot use
+def test_training(example, monkeypatch, tmp_path, capsys):
   out = tmp_path / "new" / "folder"
   options = ["--epochs", 1, "--optimizers", "adam", "nd_adam", "--learning-rate", 2e-3, "--seed", 1, "--out", out]
-  result = run("train_digits", *options)
-  assert result.returncode == 0, result.stderr
-  assert result.stderr == ""
+  monkeypatch.setattr(sys, "argv", ["train_digits.py", *map(str, options)])
+  example("train_digits").main()
+  result = capsys.readouterr()
+  assert result.err == ""
   picture = out / "train_digits.png"
   assert picture.read_bytes().startswith(b"\x89PNG")
-  assert result.stdout.splitlines()[-1] == f"Loss curves: {picture}"
-  rows = [line.split() for line in result.stdout.splitlines() if "%" in line]
+  assert result.out.splitlines()[-1] == f"Loss curves: {picture}"
+  rows = [line.split() for line in result.out.splitlines() if "%" in line]
   cells = {row[0]: row[1:] for row in rows}
   assert cells["adam"][-1] == "1.00"  # its own time per step
   for name in "adam", "nd_adam":

@@ -203,6 +203,7 @@ def main():
   # Parameters there are single vectors and matrices, and nd_adam_scalars has no vectors on purpose.
   warnings.filterwarnings("ignore", "(scale_by_structure|nd_adam) sees")
   os.environ |= {"XLA_FLAGS": " ".join(flags), "JAX_PLATFORMS": "cpu"}
+  jax.config.update("jax_disable_most_optimizations", True)
   results = {suite: run(suite) for suite in sys.argv[1:]}
   print(json.dumps({**results, "devices": jax.device_count()}, indent=2))
 

@@ -236,12 +236,11 @@ def load_digits(return_X_y):
 
 
 @pytest.mark.heavy
-@pytest.mark.parametrize(("processes", "kills", "steps"), [(1, 2, 8), (2, 1, 6)])
-def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, monkeypatch):
+def test_killed_runs_end_as_if_never_killed(tmp_path, monkeypatch):
   """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times.
 
-  The run that is never killed is one process, with as many devices. All read scikit-learn's digits without importing
-  it, which takes as long as all else that they import.
+  The run that is never killed is one process, with as many devices as one or two processes have that are. All read
+  scikit-learn's digits without importing it, which takes as long as all else that they import.
   """
   folder = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
   (tmp_path / "sklearn").mkdir()
@@ -249,15 +248,16 @@ def test_killed_runs_end_as_if_never_killed(processes, kills, steps, tmp_path, m
   (tmp_path / "sklearn" / "datasets.py").write_text(DIGITS.format(path=str(folder / "datasets/data/digits.csv.gz")))
   monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
   cache_programs(monkeypatch, tmp_path / "programs")
-  devices = 8 if processes == 1 else 2
+  steps, devices = 8, 2
   expected = kill_test.whole_run(tmp_path / "whole", steps, 1, devices)
-  end, lives = kill_test.killed_run(tmp_path / "killed", steps, kills, 0, processes, devices)
-  assert end == expected
-  assert len(lives) == kills
-  resumed = [life.resumed for life in lives if life.resumed is not None]
-  assert resumed == sorted(resumed)  # no checkpoint that was complete is ever lost
-  for life, following in itertools.pairwise(lives):
-    assert following.resumed is None or following.resumed <= life.reached + 1  # saved before it is said
+  for processes, kills in ((1, 2), (2, 1)):
+    end, lives = kill_test.killed_run(tmp_path / f"killed {processes}", steps, kills, 0, processes, devices)
+    assert end == expected
+    assert len(lives) == kills
+    resumed = [life.resumed for life in lives if life.resumed is not None]
+    assert resumed == sorted(resumed)  # no checkpoint that was complete is ever lost
+    for life, following in itertools.pairwise(lives):
+      assert following.resumed is None or following.resumed <= life.reached + 1  # saved before it is said
 
 
 GRADS = [{"w": jnp.asarray(np.random.default_rng(t).normal(size=(4, 3)), jnp.float32), "b": None} for t in range(30)]

@@ -198,6 +198,13 @@ WRONG = {
     lambda: ox.scale_by_structure(ox.ByDepth),
     "any object with a method scales.* the class ByDepth",
   ),
+  **{
+    f"parameters in place of a structure, {type(rule).__name__}": (
+      lambda rule=rule: rule.scales(PARAMS),
+      "^structure must be a Structure, .* but was a dict of 4 arrays",
+    )
+    for rule in (ox.ByDepth(), ox.Additive(), ox.LayerDecay(0.9), ox.ByPath({"": 1.0}), ox.Additive() * ox.ByDepth())
+  },
   "a structure as a rule": (lambda: ox.scale_by_structure(STRUCTURE), "any object with a method .* was a Structure"),
   "a function as a rule": (lambda: ox.scale_by_structure(net), r"any object with a method scales\(structure\), .* net"),
   "an uncalled transformation": (lambda: ox.quantize_state(optax.adam), "^tx must be .* the function adam: call it"),

@@ -50,7 +50,7 @@ def applied(params: Any, updates: Any) -> Any:
   return jax.tree.map(apply, params, updates, is_leaf=lambda leaf: leaf is None)
 
 
-def _moved(param: Any, update: Any) -> jax.Array:
+def _moved(param: Any, update: Any) -> Any:
   """`optax.apply_updates` of one leaf.
 
   A sum of two bfloat16 numbers is taken in float32, and is the same to the bit. XLA for TPUs fuses it with 8-bit codes

@@ -13,7 +13,7 @@ from optax_ext._common.arguments import check_expression, check_number
 from optax_ext._common.paths import listed
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.rules import Multipliable
-from optax_ext._network.structure import Structure
+from optax_ext._network.structure import Structure, check_is_structure
 
 NUMBER = re.compile(r"\d+(?=[/.]|$)")  # ends a part of a path: the 3 of "blocks/3/norm", "Block_3/norm" and "w3"
 
@@ -82,6 +82,7 @@ class LayerDecay(Multipliable):
 
   def scales(self, structure: Structure) -> Any:
     """Numbers, and arrays along the scanned axes of stacked layers."""
+    check_is_structure("structure", structure)
     number, n = block_numbers(structure, self.blocks)
 
     def scale(facts: LeafFacts) -> Any:

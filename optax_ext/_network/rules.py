@@ -12,7 +12,7 @@ from optax_ext._common.arguments import check_expression, check_number, shown
 from optax_ext._common.paths import warn_unmatched
 from optax_ext._network.facts import LeafFacts
 from optax_ext._network.scales import is_rule
-from optax_ext._network.structure import Structure
+from optax_ext._network.structure import Structure, check_is_structure
 
 
 class Rule(Protocol):
@@ -197,6 +197,7 @@ class ByDepth(Multipliable):
 
   def scales(self, structure: Structure) -> Any:
     """Numbers, and arrays along the scanned axes of stacked layers."""
+    check_is_structure("structure", structure)
     deepest = max(1, structure.num_layers)
 
     def scale(facts: LeafFacts) -> Any:
@@ -246,6 +247,7 @@ class ByPath(Multipliable):
 
   def scales(self, structure: Structure) -> Any:
     """The factor of every leaf."""
+    check_is_structure("structure", structure)
     for expression in self.factors:
       warn_unmatched(re.compile(expression), structure.facts)
     return jax.tree.map(lambda facts: self._found(facts.path)[1], structure.facts)
@@ -265,6 +267,7 @@ def _positions(structure: Structure) -> Any:
 
   Layers stacked by a scan count one by one, copies of a layer as one.
   """
+  check_is_structure("structure", structure)
   counts = [
     facts.connections for facts in structure.leaves() if facts.layer == facts.path for _ in range(np.size(facts.depth))
   ]

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import optax
 
-from optax_ext._common.arguments import check_expression
+from optax_ext._common.arguments import check_expression, shown
 from optax_ext._common.paths import check_paths, map_with_paths, natural_key, warn_unmatched
 from optax_ext._network.facts import LeafFacts, check_shape
 from optax_ext._network.scales import check_rule, scales_by_path
@@ -184,6 +184,15 @@ class Structure:
       return map_with_paths(one, params)
 
     return of
+
+
+def check_is_structure(name: str, given: Any) -> None:
+  """Raises `TypeError` unless it is a `Structure`."""
+  if not isinstance(given, Structure):
+    raise TypeError(
+      f"{name} must be a Structure, as structure_from_model or structure_from_params returns it, but was "
+      f"{shown(given)}."
+    )
 
 
 def check_structure(structure: Any) -> None:

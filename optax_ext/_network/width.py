@@ -6,11 +6,10 @@ from typing import Any
 
 import jax
 
-from optax_ext._common.arguments import shown
 from optax_ext._common.paths import check_paths, listed, map_with_paths
 from optax_ext._network.facts import LeafFacts, check_shape
 from optax_ext._network.rules import Multipliable
-from optax_ext._network.structure import Structure
+from optax_ext._network.structure import Structure, check_is_structure
 
 OPTIMIZERS = ("adam", "sgd")
 
@@ -180,8 +179,7 @@ def growths(structure: Structure, base: Structure) -> dict[str, Growth]:
     ValueError: the two are not the same model at two widths.
   """
   for name, given in ("structure", structure), ("base", base):
-    if not isinstance(given, Structure):
-      raise TypeError(f"{name} must be a Structure, as structure_from_model returns it, but was {shown(given)}.")
+    check_is_structure(name, given)
   mine, theirs = structure.by_path(), base.by_path()
   _check_same_model(structure, base, mine, theirs)
   return {path: _growth(facts, theirs[path]) for path, facts in mine.items()}

@@ -193,6 +193,14 @@ def test_functions_of_ones_own_are_plugs():
 
 
 TX = ox.adamnx(1e-3)
+
+
+def check(
+  build=lambda width: (lambda params, x: x @ params["w"], {"w": jnp.ones((4, width))}), widths=(8, 16), **options
+):
+  return ox.coordinate_check(build, widths, options.pop("optimizer", optax.sgd(0.1)), (jnp.ones((2, 4)),), **options)
+
+
 WRONG = {
   "an uncalled rule": (
     lambda: ox.scale_by_structure(ox.ByDepth),
@@ -205,6 +213,15 @@ WRONG = {
     )
     for rule in (ox.ByDepth(), ox.Additive(), ox.LayerDecay(0.9), ox.ByPath({"": 1.0}), ox.Additive() * ox.ByDepth())
   },
+  "widths that are one": (lambda: check(widths=8), r"^widths must be a list of whole numbers, .* but was 8"),
+  "widths in words": (lambda: check(widths=["8", "16"]), "^widths must be a list of whole numbers"),
+  "a number to build": (lambda: check(build=3), "^build must be a function, .* but was 3"),
+  "a build without seed": (lambda: check(seeds=2), r"^build must be a function of \(width, seed\)"),
+  "an optimizer of nothing": (
+    lambda: check(optimizer=lambda structure: None),
+    "^What optimizer.structure. returns must be",
+  ),
+  "fields that are none": (lambda: ox.quantize_state(TX, signed=None), "^signed must be a list or tuple of names"),
   "a structure as a rule": (lambda: ox.scale_by_structure(STRUCTURE), "any object with a method .* was a Structure"),
   "a function as a rule": (lambda: ox.scale_by_structure(net), r"any object with a method scales\(structure\), .* net"),
   "an uncalled transformation": (lambda: ox.quantize_state(optax.adam), "^tx must be .* the function adam: call it"),

@@ -54,8 +54,10 @@ def _moved(param: Any, update: Any) -> Any:
   """`optax.apply_updates` of one leaf.
 
   A sum of two bfloat16 numbers is taken in float32, and is the same to the bit. XLA for TPUs fuses it with 8-bit codes
-  into one pass over memory, which it does not with a sum in bfloat16.
+  into one pass over memory, which it does not with a sum in bfloat16. The update is rounded by name, since XLA leaves
+  out a cast to bfloat16 and back.
   """
-  if jnp.result_type(param, update) == jnp.bfloat16:
-    return (param.astype(jnp.float32) + update.astype(jnp.float32)).astype(jnp.bfloat16)
-  return optax.apply_updates(param, update)
+  if not all(getattr(leaf, "dtype", None) == jnp.bfloat16 for leaf in (param, update)):
+    return optax.apply_updates(param, update)
+  step = jax.lax.reduce_precision(jnp.asarray(update, jnp.float32), exponent_bits=8, mantissa_bits=7)
+  return (jnp.asarray(param, jnp.float32) + step).astype(jnp.bfloat16)

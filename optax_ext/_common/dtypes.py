@@ -157,6 +157,11 @@ def cast_updates(inner: optax.GradientTransformation) -> optax.GradientTransform
   def update(updates: Any, state: Any, params: Any = None, **extra_args: Any) -> tuple[Any, Any]:
     like = updates if params is None else params
     updates, state = inner.update(updates, state, params, **extra_args)
-    return map_with_paths(lambda path, update, leaf: jnp.asarray(update, leaf_dtype(leaf)), updates, like), state
+    return cast_like(like, updates), state
 
   return with_layout_errors(inner.init, update)
+
+
+def cast_like(tree: Any, updates: Any) -> Any:
+  """Updates in the dtypes of a tree's leaves."""
+  return map_with_paths(lambda path, update, leaf: jnp.asarray(update, leaf_dtype(leaf)), updates, tree)

@@ -14,7 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.arguments import check_transformation, check_whole, shown
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_updates, check_rounding, stored_like
+from optax_ext._common.dtypes import cast_like, cast_updates, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import by_path, innermost_field, is_masked, map_with_paths
@@ -195,12 +195,12 @@ def quantize_state(
     stored_weights: Any = None,
     **extra_args: Any,
   ) -> tuple[Any, Any]:
-    def step(updates: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
+    def step(grads: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
       old = _Moments(tx, state.codes, kinds)
       updates, new = tx.update(
-        _widened(updates, params), old.replaced(old.map(decoded, state.scale)), params, **extra_args
+        _widened(grads, params), old.replaced(old.map(decoded, state.scale)), params, **extra_args
       )
-      return updates, old, _Moments(tx, new, kinds)
+      return cast_like(grads, updates) if params is None else updates, old, _Moments(tx, new, kinds)
 
     count = None if state.count is None else jnp.asarray(optax.safe_increment(state.count))
     keys = rounding.keys_at(count) if rounding else None
@@ -378,9 +378,16 @@ def _replaced(tree: Any, steps: Any, new: Callable[[Stepped], Any]) -> Any:
 
 
 def _widened(updates: Any, params: Any) -> Any:
-  """Gradients as wide as their weights, anew in each pass: as arrays of float32 they would be written to memory."""
-  widen = lambda path, g, param: g.astype(jnp.promote_types(g.dtype, param.dtype))
-  return updates if params is None else map_with_paths(widen, updates, params)
+  """Gradients as wide as the moments that are decoded, or as their weights: the square of a float16 number may be 0.
+
+  Anew in each pass: as arrays of float32 they would be written to memory.
+  """
+
+  def widened(path: str, g: Any, param: Any) -> jax.Array:
+    dtype = jnp.result_type(g, param)
+    return jnp.asarray(g, jnp.promote_types(dtype, jnp.float32) if jnp.issubdtype(dtype, jnp.inexact) else dtype)
+
+  return map_with_paths(widened, updates, updates if params is None else params)
 
 
 def _with_dtypes_of(old: Any, new: Any) -> Any:
@@ -398,7 +405,7 @@ class _Tree:
 def _kinds(signed: Sequence[str], unsigned: Sequence[str]) -> dict[str, Any]:
   """The dtype of the codes of each field."""
   for name, fields in (("signed", signed), ("unsigned", unsigned)):
-    if isinstance(fields, str) or not all(isinstance(field, str) for field in fields):
+    if not isinstance(fields, list | tuple) or not all(isinstance(field, str) for field in fields):
       raise TypeError(f"{name} must be a list or tuple of names of fields, but was {shown(fields)}.")
   if both := set(signed) & set(unsigned):
     raise ValueError(f"The field {min(both)!r} is named both in signed and in unsigned.")

@@ -56,8 +56,8 @@ def split_weights(
   ====  ==========  =======================================  =====================
 
   Rounding to the nearest loses a step below half a unit (2⁻¹⁷ of the weight, with 24 bits) for ever. Rounding by chance
-  keeps such steps on average. A number that needs no rounding stays unchanged, so that a weight without an update does
-  not move.
+  keeps such steps on average. A number that needs no rounding stays unchanged, so that a finite weight without an
+  update does not move.
 
   With 8-bit moments, `split_weights(quantize_state(tx))`, parameters and state take 5 bytes for each weight.
 
@@ -195,6 +195,6 @@ def _widened(updates: Any, params: Any, weights: Any, tx: optax.GradientTransfor
     return updates
 
   def widened(path: str, g: Any, param: Any, weight: Any) -> Any:
-    return g.astype(weight.dtype if is_narrow(param) else jnp.promote_types(g.dtype, weight.dtype))
+    return jnp.asarray(g, weight.dtype if is_narrow(param) else jnp.result_type(g, weight))
 
   return map_with_paths(widened, updates, params, weights)

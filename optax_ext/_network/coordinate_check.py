@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optax_ext._common.arguments import check_number, check_whole
+from optax_ext._common.arguments import check_function, check_number, check_transformation, check_whole, shown
 from optax_ext._common.dtypes import is_array, is_numeric
 from optax_ext._common.paths import by_path, listed
 from optax_ext._common.tables import aligned
@@ -149,6 +149,8 @@ def coordinate_check(
   References:
     Yang et al., `Tensor Programs V <https://arxiv.org/abs/2203.03466>`_, 2022, Appendix D.1
   """
+  if not isinstance(widths, Sequence | np.ndarray) or not all(isinstance(n, int | np.integer) for n in widths):
+    raise TypeError(f"widths must be a list of whole numbers, such as [64, 128, 256], but was {shown(widths)}.")
   if len(widths) < 2 or any(after <= before for before, after in itertools.pairwise(widths)):
     raise ValueError(f"widths must be two or more, in rising order, but were {list(widths)}.")
   if not (callable(optimizer) or isinstance(optimizer, optax.GradientTransformation)):
@@ -160,6 +162,7 @@ def coordinate_check(
   if seeds is not None:
     check_whole("seeds", seeds)
   check_number("tolerance", tolerance, "[0, inf)")
+  check_function("build", build, "lambda width: (loss, params)", *(["width"] if seeds is None else ["width", "seed"]))
   arrays = _arrays(batch)
   found = [_sizes(_built(build, width, seeds), optimizer, arrays, steps) for width in widths]
   for width, sizes in zip(widths, found, strict=True):
@@ -204,6 +207,7 @@ def _sizes(
   tx, (loss, params) = optimizer, built[0]
   if not isinstance(optimizer, optax.GradientTransformation):
     tx = optimizer(structure_from_model(loss, params, *batch))
+    check_transformation("What optimizer(structure) returns", tx)
   paths = [path for path, leaf in by_path(params).items() if is_array(leaf)]
   closed, products = read_products(loss, params, batch, paths)
   program = program_of(closed)

@@ -36,6 +36,7 @@ def update_and_apply(
 
   Raises:
     TypeError: `tx` is no transformation; something computes with the update of a leaf whose kernel has applied it.
+    ValueError: `params` is `None`.
 
   Example:
     >>> import jax.numpy as jnp
@@ -45,6 +46,8 @@ def update_and_apply(
     [0.8 1.6]
   """
   check_transformation("tx", tx)
+  if params is None and grads is not None:
+    raise ValueError("update_and_apply needs the parameters: update_and_apply(tx, grads, state, params).")
   asked = {"return_applied": True} if isinstance(tx, optax.GradientTransformationExtraArgs) else {}
   try:
     updates, new_state = tx.update(grads, state, params, **extra_args | asked)

@@ -538,3 +538,14 @@ def test_one_trace_all_donated_and_no_temporaries():
   state, grads = jitted(tx.init)(params), jax.tree.map(jnp.ones_like, params)
   for _ in range(2):
     params, state = step(params, state, grads)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-4, 3e4])
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_squares_of_narrow_gradients_are_taken_in_float32(dtype, size):
+  """In float16 they would be 0 or ∞, and a step too long by 10⁴, or none."""
+  tx, params = quantize_state(optax.adam(1e-2), min_size=1), jnp.ones((4, 64), dtype)
+  updates, _ = tx.update(jnp.full_like(params, size), tx.init(params), params)
+  assert updates.dtype == dtype
+  np.testing.assert_allclose(updates.astype(jnp.float32), -1e-2, rtol=0.02)
+  np.testing.assert_array_equal(updates, tx.update(jnp.full_like(params, size), tx.init(params))[0])

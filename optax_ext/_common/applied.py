@@ -1,9 +1,9 @@
 """Messages between an optimizer and a kernel inside it: how a parameter is stored, and that it has been stepped."""
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import optax
 
 
@@ -39,25 +39,15 @@ class Widening(optax.GradientTransformationExtraArgs):
   """A transformation that makes gradients as wide as their parameters itself."""
 
 
-def applied(params: Any, updates: Any) -> Any:
-  """`optax.apply_updates` that keeps a parameter whose update is `None`, and takes one that a kernel has stepped."""
+def applied(params: Any, updates: Any, moved: Callable[[Any, Any], Any] = optax.apply_updates) -> Any:
+  """`optax.apply_updates` that keeps a parameter whose update is `None`, and takes one that a kernel has stepped.
+
+  `moved` is that function, or one with the same results, for one leaf.
+  """
 
   def apply(param: Any, update: Any) -> Any:
     if update is None:
       return param
-    return update.param if isinstance(update, Applied) else _moved(param, update)
+    return update.param if isinstance(update, Applied) else moved(param, update)
 
   return jax.tree.map(apply, params, updates, is_leaf=lambda leaf: leaf is None)
-
-
-def _moved(param: Any, update: Any) -> Any:
-  """`optax.apply_updates` of one leaf.
-
-  A sum of two bfloat16 numbers is taken in float32, and is the same to the bit. XLA for TPUs fuses it with 8-bit codes
-  into one pass over memory, which it does not with a sum in bfloat16. The update is rounded by name, since XLA leaves
-  out a cast to bfloat16 and back.
-  """
-  if not all(getattr(leaf, "dtype", None) == jnp.bfloat16 for leaf in (param, update)):
-    return optax.apply_updates(param, update)
-  step = jax.lax.reduce_precision(jnp.asarray(update, jnp.float32), exponent_bits=8, mantissa_bits=7)
-  return (jnp.asarray(param, jnp.float32) + step).astype(jnp.bfloat16)

@@ -263,11 +263,9 @@ def rate_of(half_decades: int) -> float:
   return float(f"{3 if half_decades % 2 else 1}e{half_decades // 2}")
 
 
-@functools.cache
 def tuned_rate(runs: Runs, problem: str, optimizer: str) -> float:
   """The rate with the least held-out loss in float32, of rates that reach beyond it on both sides."""
 
-  @functools.cache
   def held_out(i: int) -> float:
     found = [runs.get(problem, optimizer, "float32", rate_of(i), seed)["held out"] for seed in TUNING_SEEDS]
     return float(np.nan_to_num(np.mean(found), nan=np.inf))

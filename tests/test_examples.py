@@ -6,7 +6,6 @@
 import argparse
 import importlib
 import pathlib
-import subprocess
 import sys
 
 import jax
@@ -16,12 +15,6 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 TRAINING = ["train_digits", "train_digits_linen"]
-
-
-def run(script, *options):
-  # A donated buffer that the step cannot use makes a UserWarning.
-  command = [sys.executable, "-W", "error::UserWarning", f"examples/{script}.py", *map(str, options)]
-  return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from jax.tree_util import tree_flatten_with_path
 from optax_ext._common.applied import Applied, StoredWeight, Widening, applied
 from optax_ext._common.arguments import check_transformation, check_whole, shown
 from optax_ext._common.dims import at_least
-from optax_ext._common.dtypes import cast_like, cast_updates, check_rounding, stored_like
+from optax_ext._common.dtypes import cast_like, check_rounding, stored_like
 from optax_ext._common.layout import with_layout_errors
 from optax_ext._common.mesh import whole_size
 from optax_ext._common.paths import by_path, innermost_field, is_masked, map_with_paths
@@ -142,7 +142,7 @@ def quantize_state(
   if kernel == "pallas":
     import_pallas()
   storage = in_codes(by_chance=rounding is not None)
-  tx = cast_updates(tx)  # which would have the dtype of decoded moments
+  tx = optax.with_extra_args_support(tx)
 
   def init(params: Any) -> Any:
     moments = _Moments(tx, tx.init(params), kinds)
@@ -197,10 +197,8 @@ def quantize_state(
   ) -> tuple[Any, Any]:
     def step(grads: Any, state: QuantizedState) -> tuple[Any, _Moments, _Moments]:
       old = _Moments(tx, state.codes, kinds)
-      updates, new = tx.update(
-        _widened(grads, params), old.replaced(old.map(decoded, state.scale)), params, **extra_args
-      )
-      return cast_like(grads, updates) if params is None else updates, old, _Moments(tx, new, kinds)
+      updates, new = in_float32(grads, old.replaced(old.map(decoded, state.scale)), params, extra_args)
+      return updates, old, _Moments(tx, new, kinds)
 
     count = None if state.count is None else jnp.asarray(optax.safe_increment(state.count))
     keys = rounding.keys_at(count) if rounding else None
@@ -220,6 +218,11 @@ def quantize_state(
       codes = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][0]) for i, tree in enumerate(codes))
       scale = tuple(_replaced(tree, in_kernel, lambda leaf, i=i: leaf.moments[i][1]) for i, tree in enumerate(scale))
     return updates, QuantizedState(_with_dtypes_of(state.codes, new.replaced(codes)), scale, count)
+
+  def in_float32(grads: Any, state: Any, params: Any, extra_args: dict[str, Any]) -> tuple[Any, Any]:
+    """A step of the optimizer in the dtype of decoded moments, and its updates in those that it would have itself."""
+    updates, state = tx.update(_widened(grads, params), state, params, **extra_args)
+    return cast_like(grads if params is None else params, updates), state
 
   def random_bits(keys: OfLeaf | None, trees: Sequence[Any]) -> list[Any]:
     """For each moment of each tree a function that makes its bits; what is not in codes never calls it."""
@@ -243,7 +246,7 @@ def quantize_state(
 
     def whole(*args: Any) -> Any:
       updates, state, params = treedef.unflatten(args)
-      updates, state = tx.update(_widened(updates, params), state, params, **extra_args)
+      updates, state = in_float32(updates, state, params, extra_args)
       return applied(params, updates), _Moments(tx, state, kinds).trees
 
     program, results = Program.of(whole, args)

@@ -82,7 +82,6 @@ class LayerDecay(Multipliable):
 
   def scales(self, structure: Structure) -> Any:
     """Numbers, and arrays along the scanned axes of stacked layers."""
-    check_is_structure("structure", structure)
     number, n = block_numbers(structure, self.blocks)
 
     def scale(facts: LeafFacts) -> Any:
@@ -111,8 +110,10 @@ def block_numbers(structure: Structure, blocks: str | None = None) -> tuple[dict
   The last products of the blocks cut depth into N parts. A leaf outside counts the blocks that begin before it.
 
   Raises:
-    ValueError: the structure is not traced, or has no blocks.
+    TypeError: the structure is no `Structure`.
+    ValueError: it is not traced, or has no blocks.
   """
+  check_is_structure("structure", structure)
   if not structure.traced():
     raise ValueError("LayerDecay needs a structure from structure_from_model: names do not tell the order of blocks.")
   leaves = structure.leaves()

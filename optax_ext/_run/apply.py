@@ -67,8 +67,8 @@ def _moved(param: Any, update: Any) -> Any:
   """`optax.apply_updates` of one leaf.
 
   A sum of two bfloat16 numbers is taken in float32, and is the same to the bit. XLA for TPUs fuses it with 8-bit codes
-  into one pass over memory, which it does not with a sum in bfloat16. The update is rounded by name, since XLA leaves
-  out a cast to bfloat16 and back.
+  into one pass over memory, which it does not with a sum in bfloat16. `reduce_precision` rounds the update, since XLA
+  leaves out a cast to bfloat16 and back.
   """
   if not all(getattr(leaf, "dtype", None) == jnp.bfloat16 for leaf in (param, update)):
     return optax.apply_updates(param, update)

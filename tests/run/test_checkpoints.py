@@ -239,8 +239,8 @@ def load_digits(return_X_y):
 def test_killed_runs_end_as_if_never_killed(tmp_path, monkeypatch):
   """SIGKILL at random moments, saving in the background all the time; benchmarks/kill_test.py does it 20 times.
 
-  The run that is never killed is one process, with as many devices as one or two processes have that are. All read
-  scikit-learn's digits without importing it, which takes as long as all else that they import.
+  The run that is never killed is one process. Those that are killed are one process and two; each has two devices in
+  all. They read scikit-learn's digits without importing it, which takes as long as all else that they import.
   """
   folder = pathlib.Path(importlib.util.find_spec("sklearn").origin).parent
   (tmp_path / "sklearn").mkdir()
